@@ -1,0 +1,62 @@
+# make demo    the main job: makes data, trains, plans, evaluates, writes a report (FULL=1: at published size)
+# make test    lint, types, tests
+#
+# Each makes .venv first. python3 with venv and pip is all that must be there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The release of torch that we develop with; any from 2.11 on works.
+TORCH_SPEC ?= torch==2.13.0
+# Where torch comes from, beside pip's own sources. On Linux the usual wheel brings CUDA along (gigabytes), so a machine without
+# an NVIDIA driver takes the CPU wheel. `make demo TORCH_INDEX=` takes the usual wheel, any other address that of another build.
+ifeq ($(shell uname -s)$(shell command -v nvidia-smi),Linux)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+else
+TORCH_INDEX ?=
+endif
+
+PYTEST_ARGS ?=
+
+.PHONY: venv demo test check test-all gpu-test lint types tests bench clean
+
+venv: $(VENV)/.installed
+
+# torch alone first, so that only torch is ever looked for in its index; one that cannot be reached is given up quickly and
+# pip's own sources serve.
+$(VENV)/.installed: setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --no-deps $(if $(TORCH_INDEX),--retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX)) "$(TORCH_SPEC)"
+	$(BIN)/python -m pip install -e ".[dev]"
+	touch $@
+
+demo: venv
+	$(BIN)/sgp-fast demo $(if $(FULL),--full)
+
+test: lint types tests
+check: test
+
+lint: venv
+	$(BIN)/ruff check .
+
+types: venv
+	$(BIN)/pyright
+
+tests: venv
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)
+
+# Everything that can run here, the slow ones and, where there is a GPU, those too.
+test-all: lint types
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+gpu-test: venv
+	$(BIN)/python -c "import torch; raise SystemExit(None if torch.cuda.is_available() else 'gpu-test needs a CUDA device, and torch sees none')"
+	$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)
+
+bench: venv
+	$(BIN)/sgp-fast bench $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""Score-guided planning, thousands of plans at once.
+
+    import sgp_fast as sgp
+
+    data = sgp.load_dataset("hopper-medium")
+    models = sgp.train(data)
+    problem = sgp.Problem(dynamics=models.dynamics, score=models.score, cost=models.cost, bounds=(-1.0, 1.0))
+    plan = sgp.solve(problem, sgp.SGP(horizon=8, iterations=50, step_size=0.1, beta=(0.2, 0.1)), x0)
+
+These are the public names. Each is loaded when it is first used, so importing the package costs nothing and a planner that
+works on arrays never loads an environment or a plotting library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .costs import CustomCost, LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
+    from .data import Dataset, load_dataset, make_dataset, normalized_score
+    from .evaluation import evaluate
+    from .models import (
+        Block,
+        Dynamics,
+        Layer,
+        Models,
+        Network,
+        NetworkSpec,
+        Normalizer,
+        Score,
+        TimeEmbedding,
+        load_models,
+    )
+    from .mpc import MPC
+    from .plan import Plan, Status
+    from .planner import SGP, solve
+    from .problem import Problem
+    from .training import train
+
+_HOME = {
+    "SGP": "planner",
+    "MPC": "mpc",
+    "Block": "models",
+    "CustomCost": "costs",
+    "Dataset": "data",
+    "Dynamics": "models",
+    "Layer": "models",
+    "LearnedCost": "costs",
+    "Models": "models",
+    "Network": "models",
+    "NetworkSpec": "models",
+    "Normalizer": "models",
+    "Plan": "plan",
+    "Problem": "problem",
+    "QuadraticCost": "costs",
+    "QuadraticTerminal": "costs",
+    "Score": "models",
+    "Status": "plan",
+    "TerminalValue": "costs",
+    "TimeEmbedding": "models",
+    "evaluate": "evaluation",
+    "load_dataset": "data",
+    "load_models": "models",
+    "make_dataset": "data",
+    "normalized_score": "data",
+    "solve": "planner",
+    "train": "training",
+}
+
+__all__ = [
+    "MPC",
+    "SGP",
+    "Block",
+    "CustomCost",
+    "Dataset",
+    "Dynamics",
+    "Layer",
+    "LearnedCost",
+    "Models",
+    "Network",
+    "NetworkSpec",
+    "Normalizer",
+    "Plan",
+    "Problem",
+    "QuadraticCost",
+    "QuadraticTerminal",
+    "Score",
+    "Status",
+    "TerminalValue",
+    "TimeEmbedding",
+    "__version__",
+    "evaluate",
+    "load_dataset",
+    "load_models",
+    "make_dataset",
+    "normalized_score",
+    "solve",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module at first use and keep it."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

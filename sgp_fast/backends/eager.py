@@ -1,0 +1,266 @@
+"""The planner in plain PyTorch: the reference of every other backend, and the CPU's own where nothing faster runs.
+
+Inside, time comes first: `x [T+1, R, nx]` and `u [T, R, nu]`, so that a step is contiguous and T·R rows are one view.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..plan import Plan, Status
+from ..problem import DynamicsModel, Problem
+from .bounding import Bounding
+from .job import Iteration, Job
+from .prepared import prepare
+
+if TYPE_CHECKING:
+    from ..planner import SGP
+
+Pullbacks = list[Callable[[Tensor], tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What stays as it is through a plan: start states `[R, nx]`, goal, params (a row each), and the steps `t [T, 1]`."""
+
+    x0: Tensor
+    goal: Tensor | None
+    params: Any
+    t: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A rollout with its costs and gradient; tensors time-major."""
+
+    x: Tensor
+    costate: Tensor
+    grad_u: Tensor
+    running: Tensor
+    terminal: Tensor
+    change: Tensor
+    score: Tensor | None
+
+    @property
+    def cost(self) -> Tensor:
+        """Task cost `[R]`, without the score."""
+        return self.running.sum(0) + self.terminal + self.change
+
+
+def rollout(dynamics: DynamicsModel, x0: Tensor, u: Tensor) -> tuple[Tensor, Pullbacks]:
+    """States `x_{t+1} = f(x_t, u_t)`, `[T+1, R, nx]`, and each step's map from a costate to gradients in x and u."""
+    states, pullbacks = [x0], []
+    for u_t in u:
+        x_next, pullback = dynamics.vjp(states[-1], u_t)
+        states.append(x_next)
+        pullbacks.append(pullback)
+    return torch.stack(states), pullbacks
+
+
+def adjoint(pullbacks: Pullbacks, grad_x: Tensor, grad_u: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of the plan's cost in u, by sweeping the costate backward from `λ_T = last`.
+
+        g_t = ∂_u c_t − β s_{u,t} + (∂_u f_t)ᵀ λ_{t+1}
+        λ_t = ∂_x c_t − β s_{x,t} + (∂_x f_t)ᵀ λ_{t+1}
+
+    `grad_x [T, R, nx]` and `grad_u [T, R, nu]` are the first two terms of each. Returns `g [T, R, nu]`, `λ [T+1, R, nx]`.
+    """
+    costates, gradients = [last], []
+    for t in range(len(pullbacks) - 1, -1, -1):
+        from_x, from_u = pullbacks[t](costates[-1])
+        gradients.append(grad_u[t] + from_u)
+        costates.append(grad_x[t] + from_x)
+    return torch.stack(gradients[::-1]), torch.stack(costates[::-1])
+
+
+def evaluate(problem: Problem, at: Conditions, u: Tensor, level: int, beta: float | Tensor) -> Evaluation:
+    """One pass of the planner: forward in time, costs and scores of all T·R rows at once, backward chaining."""
+    x, pullbacks = rollout(problem.dynamics, at.x0, u)
+    running, grad_x, grad_u = problem.cost.value_and_grad(x[:-1], u, at.goal, at.t, at.params)
+    if problem.terminal is None:
+        terminal, last = torch.zeros_like(running[0]), torch.zeros_like(at.x0)
+    else:
+        terminal, last = problem.terminal.value_and_grad(x[-1], at.goal, at.params)
+    score = None
+    if problem.score is not None:
+        score = problem.score(torch.cat((x[:-1], u), -1), level)
+        nx = x.shape[-1]
+        grad_x = grad_x - beta * score[..., :nx]
+        grad_u = grad_u - beta * score[..., nx:]
+    change = torch.zeros_like(terminal)
+    if problem.control_change:
+        step = u[1:] - u[:-1]
+        change = problem.control_change * step.square().sum((0, 2))
+        pull = 2 * problem.control_change * step
+        grad_u = grad_u + F.pad(pull, (0, 0, 0, 0, 1, 0)) - F.pad(pull, (0, 0, 0, 0, 0, 1))
+    grad_u, costate = adjoint(pullbacks, grad_x, grad_u, last)
+    return Evaluation(x, costate, grad_u, running, terminal, change, score)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The state of the search: decision variables `v [T, R, nu]`, Adam's moments and its step count `[R]`, who is active."""
+
+    v: Tensor
+    m: Tensor
+    s: Tensor
+    count: Tensor
+    active: Tensor
+    diverged: Tensor
+    converged: Tensor
+
+
+def adam(planner: SGP, search: Search, g: Tensor, step_size: float | Tensor) -> Search:
+    """Adam (Kingma and Ba 2015, algorithm 1) for the rows that are active; each row counts its own steps."""
+    b1, b2, eps = planner.adam
+    m = search.m + (1 - b1) * (g - search.m)
+    s = b2 * search.s + (1 - b2) * g * g
+    count = search.count + 1
+    root = (s / (1 - b2**count)[:, None]).sqrt() + eps
+    v = search.v - step_size * (m / (1 - b1**count)[:, None]) / root
+    on = search.active[:, None]
+    return replace(
+        search,
+        v=torch.where(on, v, search.v), m=torch.where(on, m, search.m), s=torch.where(on, s, search.s),
+        count=torch.where(search.active, count, search.count),
+    )  # fmt: skip
+
+
+def clip(g: Tensor, limit: float | None) -> Tensor:
+    """The gradient, scaled down where a problem's norm over horizon and controls is above `limit`."""
+    return g if limit is None else g * (limit / (norm(g) + 1e-6)).clamp(max=1)[:, None]
+
+
+def norm(g: Tensor) -> Tensor:
+    """Norm over horizon and controls, `[T, R, nu] → [R]`."""
+    return g.square().sum((0, 2)).sqrt()
+
+
+def judge(planner: SGP, search: Search, bounding: Bounding, g: Tensor, settled: bool) -> Search:
+    """Stop the rows whose gradient is not finite, and those whose projected gradient is small once the schedules ended."""
+    diverged = search.active & ~g.isfinite().all(2).all(0)
+    converged = torch.zeros_like(diverged)
+    if settled and planner.tolerance > 0:
+        converged = search.active & (norm(bounding.projected(search.v, g)) < planner.tolerance)
+    return replace(
+        search, active=search.active & ~diverged & ~converged, diverged=search.diverged | diverged,
+        converged=search.converged | converged,
+    )  # fmt: skip
+
+
+def start(job: Job) -> tuple[Conditions, Bounding, Search]:
+    """The job as a backend holds it: conditions with a row a start, the bounds, and the search before its first step."""
+    planner, starts = job.planner, job.planner.starts
+
+    def rows(t: Any) -> Any:
+        if t is None or starts == 1:
+            return t
+        if isinstance(t, dict):
+            return {name: rows(value) for name, value in t.items()}
+        return t if len(t) == 1 < len(job.x0) else t.repeat_interleave(starts, 0)
+
+    t = torch.arange(planner.horizon, device=job.x0.device)[:, None]
+    at = Conditions(rows(job.x0), rows(job.goal), rows(job.params), t)
+    bounding = Bounding(planner.bounding, rows(job.low), rows(job.high))
+    v = bounding.variable(job.u.transpose(0, 1).contiguous())
+    m, s, count = torch.zeros_like(v), torch.zeros_like(v), torch.zeros_like(v[0, :, 0])
+    if job.moments is not None:
+        m, s, count = job.moments[0].transpose(0, 1), job.moments[1].transpose(0, 1), job.moments[2]
+    no = torch.zeros_like(count, dtype=torch.bool)
+    return at, bounding, Search(v, m, s, count, ~no, no, no)
+
+
+def finish(job: Job, at: Conditions, bounding: Bounding, search: Search, taken: Tensor, history: Tensor | None) -> Plan:
+    """The plan at the last iterate: one more pass for its states, costs, status and telemetry."""
+    problem, planner, tables = job.problem, job.planner, job.tables
+    beta, level, sigma = tables.beta[-1], tables.levels[-1], tables.sigma[-1]
+    u = bounding.control(search.v)
+    e = evaluate(problem, at, u, level, beta)
+    g = bounding.pull(search.v, e.grad_u)
+    search = judge(planner, search, bounding, g, settled=True)
+    finite = e.x.isfinite().all(2).all(0) & e.cost.isfinite()
+    status = torch.full_like(search.count, Status.LIMIT, dtype=torch.int8)
+    status[search.converged] = int(Status.CONVERGED)
+    status[search.diverged | ~finite] = int(Status.DIVERGED)
+    score_norm = torch.zeros_like(e.running)
+    if problem.score is not None and e.score is not None:
+        score_norm = (e.score * problem.score.normalizer.k).norm(dim=-1)
+    penalty = beta * 0.5 * sigma**2 * score_norm.square().sum(0)
+    moments = (search.m.transpose(0, 1), search.s.transpose(0, 1), search.count) if planner.keep_moments else None
+    return Plan(
+        u=u.transpose(0, 1).contiguous(),
+        x=e.x.transpose(0, 1).contiguous(),
+        costate=e.costate.transpose(0, 1).contiguous(),
+        cost=e.cost,
+        terms={"running": e.running.T.contiguous(), "terminal": e.terminal, "change": e.change, "penalty": penalty},
+        status=status,
+        score_norm=score_norm.T.contiguous(),
+        grad_norm=norm(bounding.projected(search.v, g)),
+        iterations=taken,
+        history=history,
+        moments=moments,
+    )
+
+
+@torch.no_grad()
+def run(job: Job) -> Plan:
+    """Plan the job's rows, one operation at a time."""
+    problem, planner, tables = job.problem, job.planner, job.tables
+    at, bounding, search = start(job)
+    taken = torch.zeros_like(search.count, dtype=torch.int32)
+    costs = []
+    for i in range(planner.iterations):
+        if time.monotonic() > job.deadline:
+            break
+        u = bounding.control(search.v)
+        e = evaluate(problem, at, u, tables.levels[i], tables.beta[i])
+        g = clip(bounding.pull(search.v, e.grad_u), planner.clip_gradient)
+        report(job, i, u, e, g)
+        if planner.record_cost:
+            costs.append(e.cost)
+        search = judge(planner, search, bounding, g, settled=i >= tables.settled)
+        # Only a converging search can end early, and asking a GPU costs a synchronisation.
+        if planner.tolerance > 0 and (g.device.type == "cpu" or i % 10 == 9) and not bool(search.active.any()):
+            break
+        taken += search.active
+        search = adam(planner, search, g, tables.step_size[i])
+        search = replace(search, v=bounding.project(search.v))
+    history = torch.full((len(taken), planner.iterations), torch.nan, dtype=search.v.dtype, device=search.v.device)
+    for i, cost in enumerate(costs):
+        history[:, i] = cost
+    return finish(job, at, bounding, search, taken, history if planner.record_cost else None)
+
+
+def report(job: Job, i: int, u: Tensor, e: Evaluation, g: Tensor) -> None:
+    """Tell the caller's callback, where there is one."""
+    if job.callback is None:
+        return
+    tables = job.tables
+    job.callback(
+        Iteration(
+            index=i, first=job.first, beta=tables.beta[i], sigma=tables.sigma[i], step_size=tables.step_size[i],
+            u=u.transpose(0, 1), x=e.x.transpose(0, 1), cost=e.cost,
+            score=None if e.score is None else e.score.transpose(0, 1), grad_u=g.transpose(0, 1),
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Eager:
+    """The backend: plain PyTorch on any device."""
+
+    reason: str
+    name: str = "eager"
+
+    def prepare(self, problem: Problem, planner: SGP, device: torch.device) -> Problem:
+        return prepare(problem, planner, device)
+
+    def run(self, job: Job) -> Plan:
+        return run(job)

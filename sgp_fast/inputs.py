@@ -1,0 +1,194 @@
+"""Reading what a caller gives to `solve`: checked, on one device, in one dtype, with one row a problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .plan import Plan
+from .problem import Problem
+
+if TYPE_CHECKING:
+    from .planner import SGP
+
+Params = Tensor | dict[str, Tensor] | None
+Moments = tuple[Tensor, Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`x0 [B, nx]`, `init [B, T, nu]` or None, bounds `[B, nu]` or `[1, nu]` or None, goal `[B, nx]` or None, params."""
+
+    x0: Tensor
+    nu: int
+    init: Tensor | None
+    moments: Moments
+    low: Tensor | None
+    high: Tensor | None
+    goal: Tensor | None
+    params: Params
+
+    @property
+    def nx(self) -> int:
+        return self.x0.shape[-1]
+
+
+def read_inputs(problem: Problem, planner: SGP, x0: Any, *, goal: Any, params: Any, init: Any) -> Inputs:
+    """Check every argument against the problem; raises ValueError or TypeError naming the argument and the remedy."""
+    if problem.dynamics is None or problem.cost is None:
+        missing = "dynamics" if problem.dynamics is None else "cost"
+        raise ValueError(f"Problem.{missing} is None; single shooting needs one: give a model, a module or a function")
+    device = _device(problem, x0)
+    state = planner.state_dtype
+    x0 = _tensor("x0", x0, state, device)
+    x0 = x0[None] if x0.ndim == 1 else x0
+    if x0.ndim != 2 or x0.shape[0] == 0:
+        raise ValueError(f"x0 has shape {tuple(x0.shape)}; expected [B, nx] with at least one problem, or [nx]")
+    batch, nx = x0.shape
+    _finite("x0", x0)
+    nx_model = getattr(problem.dynamics, "nx", nx)
+    if nx != nx_model:
+        raise ValueError(f"x0 has nx={nx} features; the dynamics have nx={nx_model}")
+    nu = problem.controls(nx)
+    low, high = _bounds(problem, planner, batch, nu, state, device)
+
+    goal = problem.goal if goal is None else goal
+    if goal is not None:
+        goal = _tensor("goal", goal, state, device)
+        if goal.shape not in ((nx,), (1, nx), (batch, nx)):
+            raise ValueError(f"goal has shape {tuple(goal.shape)}; expected [{nx}] or [{batch}, {nx}]")
+        _finite("goal", goal)
+        goal = goal.expand(batch, nx)
+
+    controls, moments = _init(planner, init, batch, nu, state, device)
+    return Inputs(x0, nu, controls, moments, low, high, goal, _params(params, batch, state, device))
+
+
+def problem_rows(inputs: Inputs, rows: slice) -> Inputs:
+    """The problems `rows` of a batch."""
+
+    def cut(t: Tensor | None) -> Tensor | None:
+        return t if t is None or len(t) == 1 < len(inputs.x0) else t[rows]
+
+    params = {k: v[rows] for k, v in inputs.params.items()} if isinstance(inputs.params, dict) else cut(inputs.params)
+    moments = None if inputs.moments is None else tuple(m[rows] for m in inputs.moments)
+    return Inputs(
+        inputs.x0[rows], inputs.nu, cut(inputs.init), moments, cut(inputs.low), cut(inputs.high), cut(inputs.goal), params  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+
+
+def starting_controls(planner: SGP, rows: Inputs, seed: int, first: int) -> Tensor:
+    """Controls to start from, `[B·starts, T, nu]`; problem i (from `first`) draws its own numbers, whatever its neighbours.
+
+    The first start of a problem is `init` where given; every other adds `start_spread`·normal to it, or to zero.
+    """
+    batch, starts = len(rows.x0), planner.starts
+    shape = (batch, starts, planner.horizon, rows.nu)
+    if rows.init is not None and starts == 1:
+        return rows.init
+    normal = torch.from_numpy(counted_normal(seed, first, batch, int(np.prod(shape[1:])))).view(shape)
+    spread = planner.start_spread * normal.to(rows.x0)
+    if rows.init is not None:
+        spread[:, 0] = 0
+        spread = spread + rows.init[:, None]
+    return spread.flatten(0, 1)
+
+
+def counted_normal(seed: int, first: int, rows: int, numbers: int) -> np.ndarray:
+    """Standard normal `[rows, numbers]` where row i depends on (seed, first + i) alone (Philox, Box–Muller)."""
+    blocks = -(-numbers // 4)  # one Philox block gives four 64-bit words, two of them make two normals
+    generator = np.random.Philox(key=seed % 2**64)
+    generator.advance(first * blocks)
+    words = generator.random_raw(rows * blocks * 4).reshape(rows, blocks * 2, 2)
+    uniform = ((words >> np.uint64(11)) + 0.5) * 2.0**-53
+    radius, angle = np.sqrt(-2 * np.log(uniform[..., 0])), 2 * np.pi * uniform[..., 1]
+    normal = np.stack((radius * np.cos(angle), radius * np.sin(angle)), -1).reshape(rows, -1)
+    return np.ascontiguousarray(normal[:, :numbers])
+
+
+def _device(problem: Problem, x0: Any) -> torch.device:
+    """The device of the models, which x0 must share if it is a tensor there already."""
+    devices = {t.device for part in problem.modules.values() for t in (*part.parameters(), *part.buffers())}
+    if len(devices) > 1:
+        raise ValueError(f"the models lie on several devices ({', '.join(map(str, devices))}); move them to one")
+    given = x0.device if isinstance(x0, Tensor) else torch.device("cpu")
+    device = next(iter(devices)) if devices else given
+    if isinstance(x0, Tensor) and given != device:
+        raise ValueError(f"x0 is on {given} and the models are on {device}; move one of them")
+    return device
+
+
+def _tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(np.asarray(value))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array ({error})") from None
+    if value.dtype.is_complex:
+        raise TypeError(f"{name} is {value.dtype}; expected real numbers")
+    return value.detach().to(device=device, dtype=dtype)
+
+
+def _finite(name: str, value: Tensor) -> None:
+    bad = (~value.isfinite()).flatten(1).any(1) if value.ndim > 1 else ~value.isfinite()
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"{name} has a value that is not finite in row {row} ({int(bad.sum())} such rows); mend it")
+
+
+def _bounds(
+    problem: Problem, planner: SGP, batch: int, nu: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    if problem.bounds is None:
+        if planner.bounding == "tanh":
+            raise ValueError("SGP.bounding='tanh' needs Problem.bounds; give bounds, or use bounding='project'")
+        return None, None
+    sides = []
+    for side, value in zip(("low", "high"), problem.bounds, strict=True):
+        bound = _tensor(f"bounds ({side})", value, dtype, device)
+        if bound.shape not in ((), (1,), (nu,), (1, nu), (batch, nu), (batch, 1)):
+            raise ValueError(f"bounds ({side}) is {list(bound.shape)}; expected a number, [{nu}] or [{batch}, {nu}]")
+        sides.append(bound.expand(batch if bound.ndim == 2 and len(bound) == batch else 1, nu))
+    low, high = sides
+    if not bool((low < high).all()):  # also refuses NaN
+        raise ValueError("bounds: some low is not below its high; give low < high for every control")
+    if planner.bounding == "tanh" and not bool((low.isfinite() & high.isfinite()).all()):
+        raise ValueError("SGP.bounding='tanh' needs finite bounds; use bounding='project' for controls without a limit")
+    return low, high
+
+
+def _init(
+    planner: SGP, init: Any, batch: int, nu: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor | None, Moments]:
+    if init is None:
+        return None, None
+    moments = init.moments if isinstance(init, Plan) and planner.keep_moments else None
+    u = _tensor("init", init.u if isinstance(init, Plan) else init, dtype, device)
+    u = u[None] if u.ndim == 2 and batch == 1 else u
+    if u.ndim == 3 and u.shape[1] != planner.horizon:
+        raise ValueError(f"init has T={u.shape[1]} but horizon={planner.horizon}; pass horizon={u.shape[1]} or re-plan")
+    if u.shape != (batch, planner.horizon, nu):
+        raise ValueError(f"init has shape {tuple(u.shape)}; expected [{batch}, {planner.horizon}, {nu}]")
+    _finite("init", u)
+    if moments is not None:
+        if planner.starts > 1:
+            raise ValueError("SGP.keep_moments goes on from one start; use starts=1")
+        moments = (moments[0].to(u), moments[1].to(u), moments[2].to(u))
+    return u, moments
+
+
+def _params(params: Any, batch: int, dtype: torch.dtype, device: torch.device) -> Params:
+    if params is None:
+        return None
+    items = params if isinstance(params, dict) else {"params": params}
+    out = {}
+    for name, value in items.items():
+        tensor = _tensor(f"params[{name!r}]", value, dtype, device)
+        if tensor.ndim == 0 or len(tensor) != batch:
+            raise ValueError(f"params[{name!r}] has shape {tuple(tensor.shape)}; expected [{batch}, …], a row a problem")
+        out[name] = tensor
+    return out if isinstance(params, dict) else out["params"]

@@ -1,0 +1,218 @@
+"""Score-guided planning: the planner as a frozen value, and `solve`, which applies it to a batch of problems."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import schedule
+from .backends import choose
+from .backends.job import Iteration, Job, Tables
+from .inputs import problem_rows, read_inputs, starting_controls
+from .plan import Plan
+from .problem import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Precision = Literal["float32", "float64", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class SGP:
+    """Single shooting with a score (Suh et al. 2023, arXiv 2306.14079): gradient steps on the controls of a rollout.
+
+        g_t = ∂_u c_t − β s_{u,t} + (∂_u f_t)ᵀ λ_{t+1},     u ← project(Adam(u, g))
+
+    horizon         T, steps of the model
+    iterations      N, gradient steps
+    step_size       of Adam: a number, a pair (start, end) joined by half a cosine, or a table of N
+    beta            weight of the score, likewise
+    levels          noise level of each iteration (indices into the score's sigmas): one, or a table of N; by default from
+                    the first level to the last
+    bounding        how bounds are kept: "project" clips after each step; "tanh" plans in an unbounded variable v with
+                    `u = mid + half·tanh(v)` and its own adjoint (a start at a bound is moved inside by 0.1% of the range)
+    starts          starts per problem; the first is as given, the best by `Plan.ranking` is returned
+    start_spread    standard deviation of random starts, around zero or around the controls that `init` gives
+    adam            β₁, β₂ and ε of Adam, restarted at every plan unless `keep_moments`
+    clip_gradient   largest norm of one problem's gradient, over horizon and controls; None: no limit
+    tolerance       a problem has converged, and stops, when the norm of its projected gradient is below this after all
+                    schedules have ended; 0 never stops
+    precision       "float64", "float32", or "bfloat16" for the networks' products only (all else in float32)
+    record_cost     keep the task cost of every iteration in `Plan.history`
+    keep_moments    keep Adam's moments in the plan, and go on from those of `init`
+    memory_limit    bytes of saved activations above which a batch is planned in chunks
+    """
+
+    horizon: int
+    iterations: int = 50
+    step_size: schedule.Schedule = 0.1
+    beta: schedule.Schedule = (0.2, 0.1)
+    levels: Sequence[int] | None = None
+    bounding: Literal["project", "tanh"] = "project"
+    starts: int = 1
+    start_spread: float = 0.1
+    adam: tuple[float, float, float] = (0.9, 0.999, 1e-8)
+    clip_gradient: float | None = None
+    tolerance: float = 1e-4
+    precision: Precision = "float32"
+    record_cost: bool = False
+    keep_moments: bool = False
+    memory_limit: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("step_size", "beta", "levels", "adam"):  # tables may come as lists; a frozen value holds tuples
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, float)):
+                object.__setattr__(self, name, tuple(value))
+        for name in ("horizon", "iterations", "starts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"SGP.{name} is {value!r}; expected a whole number of at least 1")
+        if self.bounding not in ("project", "tanh"):
+            raise ValueError(f"SGP.bounding is {self.bounding!r}; expected 'project' or 'tanh'")
+        if self.precision not in ("float32", "float64", "bfloat16"):
+            raise ValueError(f"SGP.precision is {self.precision!r}; expected 'float64', 'float32' or 'bfloat16'")
+        if not self.start_spread >= 0 or not self.tolerance >= 0:
+            raise ValueError("SGP.start_spread and SGP.tolerance must be at least 0")
+        if self.clip_gradient is not None and not self.clip_gradient > 0:
+            raise ValueError(f"SGP.clip_gradient is {self.clip_gradient}; expected a positive norm, or None for no limit")
+        if len(self.adam) != 3 or not (0 <= self.adam[0] < 1 and 0 <= self.adam[1] < 1 and self.adam[2] > 0):
+            raise ValueError(f"SGP.adam is {self.adam}; expected (β₁, β₂, ε) with 0 ≤ β < 1 and ε > 0")
+        schedule.table(self.beta, self.iterations, "SGP.beta")
+        schedule.table(self.step_size, self.iterations, "SGP.step_size")
+
+    @classmethod
+    def published(
+        cls, horizon: int, max_iters: int, step_size: float, beta: float, beta_min: float, levels: int, **options: Any
+    ) -> SGP:
+        """The schedules of the published code: `max_iters − 1` steps, and its own tables of β and of `levels` levels."""
+        tables: dict[str, Any] = {
+            "beta": schedule.published_beta(beta, beta_min, max_iters),
+            "levels": schedule.published_levels(levels, max_iters),
+        }
+        return cls(horizon, max_iters - 1, step_size, **tables, **options)
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision)
+
+
+def solve(
+    problem: Problem,
+    planner: SGP,
+    x0: Tensor | np.ndarray,
+    *,
+    xT: Tensor | None = None,
+    goal: Tensor | np.ndarray | None = None,
+    params: Any = None,
+    init: Plan | Tensor | np.ndarray | None = None,
+    seed: int | None = None,
+    backend: str = "auto",
+    time_limit_s: float | None = None,
+    callback: Callable[[Iteration], None] | None = None,
+) -> Plan:
+    """Plan from B start states at once. Pure: the same arguments give the same plans, and no argument is changed.
+
+    x0            start states `[B, nx]`, or `[nx]` for one problem
+    xT            end states; only planners with fixed ends take them
+    goal          `[B, nx]` or `[nx]`, for costs that read one
+    params        per-problem parameters of custom costs: a tensor `[B, …]`, or a dictionary of such
+    init          controls `[B, T, nu]` or a Plan to start from; without it they start at `start_spread`·normal from `seed`
+    seed          of the random starts; None is 0. Problem i's numbers depend on the seed and on i alone
+    backend       "auto", "eager" or "compiled"; `Plan.stats` says what ran and why
+    time_limit_s  no iteration is begun after this many seconds; the last iterate is returned
+    callback      called with an `Iteration` before each step
+
+    A problem that diverges has `Status.DIVERGED` and disturbs no other. Wrong arguments raise before any work.
+    """
+    began = time.perf_counter()
+    inputs = read_inputs(problem, planner, x0, goal=goal, params=params, init=init)
+    if xT is not None:
+        raise ValueError("xT is given, but single shooting has a free end; use a terminal cost that draws x_T to it")
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise ValueError(f"time_limit_s is {time_limit_s}; expected a positive number of seconds, or None")
+    tables = _tables(problem, planner)
+    chosen = choose(backend, problem, planner, inputs.x0.device, len(inputs.x0))
+    prepared = chosen.prepare(problem, planner, inputs.x0.device)
+    deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
+
+    chunk = _chunk_size(problem, planner, inputs.nx, inputs.nu)
+    plans = []
+    for first in range(0, len(inputs.x0), chunk):
+        rows = problem_rows(inputs, slice(first, first + chunk))
+        controls = starting_controls(planner, rows, seed or 0, first)
+        job = Job(
+            problem=prepared, planner=planner, tables=tables, first=first, deadline=deadline, callback=callback,
+            x0=rows.x0, u=controls, low=rows.low, high=rows.high, goal=rows.goal, params=rows.params, moments=rows.moments,
+        )  # fmt: skip
+        plans.append(_best_start(chosen.run(job), planner.starts))
+    seconds = time.perf_counter() - began
+    stats = {
+        "backend": chosen.name,
+        "reason": chosen.reason,
+        "precision": planner.precision,
+        "device": str(inputs.x0.device),
+        "problems": len(inputs.x0),
+        "chunks": len(plans),
+        "seconds": seconds,
+        "beta": list(tables.beta),
+        "sigma": list(tables.sigma),
+        "step_size": list(tables.step_size),
+    }
+    return Plan.concatenate(plans, stats) if len(plans) > 1 else replace(plans[0], stats=stats)
+
+
+def _tables(problem: Problem, planner: SGP) -> Tables:
+    n = planner.iterations
+    score = problem.score
+    if score is None:
+        beta, levels, sigma = (0.0,) * n, (0,) * n, (0.0,) * n
+    else:
+        beta = schedule.table(planner.beta, n, "SGP.beta")
+        levels = schedule.level_table(planner.levels, n, score.levels)
+        sigmas = score.sigmas.tolist()
+        sigma = tuple(sigmas[level] for level in levels)
+    step_size = schedule.table(planner.step_size, n, "SGP.step_size")
+    settled = schedule.last_change(beta, levels, step_size)
+    return Tables(beta=beta, levels=levels, sigma=sigma, step_size=step_size, settled=settled)
+
+
+def bytes_per_problem(problem: Problem, planner: SGP, nx: int, nu: int) -> int:
+    """Bytes that one problem's start holds at the peak of an iteration: T rows of saved activations, and its own state.
+
+    The dynamics' activations live through the iteration; those of cost and score pass. So the peak is T·(dynamics +
+    the larger of cost and score), and some 20 vectors of `nx + nu` a step. Autograd models are counted as a 4×256 network.
+    """
+    item = 8 if planner.precision == "float64" else 4
+
+    def saved(part: Any) -> int:
+        network = getattr(part, "network", None)
+        return 4 * 3 * 256 if network is None else network.spec.saved_per_row()
+
+    widest = max(saved(problem.cost), 0 if problem.score is None else 3 * max(problem.score.network.spec.widths))
+    return item * planner.horizon * (saved(problem.dynamics) + widest + 20 * (nx + nu))
+
+
+def _chunk_size(problem: Problem, planner: SGP, nx: int, nu: int) -> int:
+    per_problem = bytes_per_problem(problem, planner, nx, nu) * planner.starts
+    return max(1, planner.memory_limit // per_problem)
+
+
+def _best_start(plan: Plan, starts: int) -> Plan:
+    """Of `starts` consecutive rows a problem, the one of best ranking; the first where none is finite."""
+    if starts == 1:
+        return plan
+    ranking = plan.ranking.view(-1, starts)
+    best = ranking.argmin(1) + torch.arange(len(ranking), device=ranking.device) * starts
+    return plan.select(best)

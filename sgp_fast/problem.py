@@ -1,0 +1,127 @@
+"""What is to be planned: a transition model, a cost, the data's score, and the limits of the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .costs import Cost, CustomCost, CustomTerminal, TerminalCost
+from .models import Dynamics, Score, cast
+
+Bounds = tuple[Any, Any]
+
+
+@runtime_checkable
+class DynamicsModel(Protocol):
+    """A transition model with its own input-gradient: `vjp(x, u) → x', (λ ↦ (∂_x f)ᵀλ, (∂_u f)ᵀλ)`."""
+
+    def vjp(self, x: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]: ...
+
+
+class AutogradDynamics(nn.Module):
+    """Anyone's module `f(x, u) → x'`, its input-gradient through autograd. No weight gradient is formed."""
+
+    def __init__(self, module: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+
+    def vjp(self, x: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        with torch.enable_grad():
+            leaves = (x.detach().requires_grad_(), u.detach().requires_grad_())
+            out = self.module(*leaves)
+        if out.shape != x.shape:
+            raise ValueError(f"dynamics gave shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; expected the same")
+
+        def pullback(costate: Tensor) -> tuple[Tensor, Tensor]:
+            if not out.requires_grad:
+                return torch.zeros_like(x), torch.zeros_like(u)
+            grads = torch.autograd.grad(out, leaves, costate, allow_unused=True)
+            g_x, g_u = (torch.zeros_like(z) if g is None else g for g, z in zip(grads, leaves, strict=True))
+            return g_x, g_u
+
+        return out.detach(), pullback
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Minimise `Σ_t c(x_t, u_t) + c_T(x_T)` near the data, subject to `x_{t+1} = f(x_t, u_t)` and bounds on u.
+
+    dynamics        `Dynamics`, an object with `vjp`, or any module or function `f(x, u) → x'` (through autograd)
+    score           `Score`; None plans without regard to the data
+    cost            `QuadraticCost`, `LearnedCost`, or any module or function (see `CustomCost`)
+    terminal        `QuadraticTerminal`, `TerminalValue`, or any module or function (see `CustomTerminal`); None: nothing
+    bounds          (low, high), each a number, `[nu]` or `[B, nu]`; None: unbounded
+    goal            `[nx]` or `[B, nx]`, where `solve` is given none
+    control_change  weight w of the penalty `w Σ_{t≥1} ‖u_t − u_{t−1}‖²`
+    nu              number of controls; needed only where neither dynamics, score nor bounds tell it
+    """
+
+    dynamics: Any = None
+    cost: Any = None
+    score: Score | None = None
+    terminal: Any = None
+    bounds: Bounds | None = None
+    goal: Any = None
+    control_change: float = 0.0
+    nu: int | None = None
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        if self.dynamics is None or self.cost is None:
+            missing = "dynamics" if self.dynamics is None else "cost"
+            raise ValueError(f"Problem.{missing} is None; give a model, a module or a function")
+        if self.score is not None and not isinstance(self.score, Score):
+            raise TypeError(f"Problem.score is a {type(self.score).__name__}; expected a Score, or None to plan without one")
+        if self.score is not None and self.score.variables != "xu":
+            raise ValueError("Problem.score is a score of (x, u, x'); shooting needs one of (x, u)")
+        if not isinstance(self.dynamics, DynamicsModel):
+            set_(self, "dynamics", AutogradDynamics(_callable("dynamics", self.dynamics)))
+        if not isinstance(self.cost, Cost):
+            set_(self, "cost", CustomCost(_callable("cost", self.cost)))
+        if self.terminal is not None and not isinstance(self.terminal, TerminalCost):
+            set_(self, "terminal", CustomTerminal(_callable("terminal", self.terminal)))
+        if not self.control_change >= 0:
+            raise ValueError(f"Problem.control_change is {self.control_change}; expected a weight of at least 0")
+        if self.bounds is not None and len(self.bounds) != 2:
+            raise ValueError(f"Problem.bounds has {len(self.bounds)} entries; expected (low, high)")
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that hold weights, by name."""
+        parts = {"dynamics": self.dynamics, "cost": self.cost, "score": self.score, "terminal": self.terminal}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    def controls(self, nx: int) -> int:
+        """Number of controls, from the parts that know it."""
+        known: dict[str, int] = {}
+        if isinstance(self.dynamics, Dynamics):
+            known["dynamics"] = self.dynamics.nu
+        if self.score is not None:
+            known["score"] = self.score.network.spec.inputs - nx
+        if self.nu is not None:
+            known["nu"] = self.nu
+        for bound in self.bounds or ():
+            shape = torch.as_tensor(bound).shape
+            if shape and shape[-1] > 1:
+                known["bounds"] = shape[-1]
+        if not known:
+            raise ValueError("the number of controls is not known from dynamics, score or bounds; give Problem.nu")
+        if len(set(known.values())) > 1:
+            told = ", ".join(f"{name}: {n}" for name, n in known.items())
+            raise ValueError(f"the parts of the problem disagree on the number of controls ({told}) for x0 with nx={nx}")
+        return next(iter(known.values()))
+
+    def prepared(self, state: torch.dtype, products: torch.dtype, device: torch.device) -> Problem:
+        """A frozen copy for planning on `device`: tensors in dtype `state`, the networks' products in `products`."""
+        parts: dict[str, Any] = {n: cast(part, state, products).to(device).eval() for n, part in self.modules.items()}
+        return replace(self, **parts)
+
+
+def _callable(name: str, value: Any) -> Callable[..., Any]:
+    if not callable(value):
+        raise TypeError(f"Problem.{name} is a {type(value).__name__}; expected one of our models, a module or a function")
+    return value

@@ -1,0 +1,1 @@
+"""The claims that the project makes, each one held by a test."""
