@@ -7,11 +7,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The release of torch that we develop with; any from 2.11 on works.
+# The release of torch that we develop with; any from 2.11 on is allowed.
 TORCH_SPEC ?= torch==2.13.0
-# Where torch comes from, beside pip's own sources. On Linux the usual wheel brings CUDA along (gigabytes), so a machine without
-# an NVIDIA driver takes the CPU wheel. `make demo TORCH_INDEX=` takes the usual wheel, any other address that of another build.
-ifeq ($(shell uname -s)$(shell command -v nvidia-smi),Linux)
+# Where torch comes from, beside pip's own sources. On Linux the usual wheel brings CUDA along (gigabytes), so a machine
+# without an NVIDIA driver takes the CPU wheel. `make demo TORCH_INDEX=` takes the usual wheel, another address another.
+ifeq ($(shell uname -s)$(shell command -v nvidia-smi 2>/dev/null),Linux)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 else
 TORCH_INDEX ?=
@@ -23,11 +23,12 @@ PYTEST_ARGS ?=
 
 venv: $(VENV)/.installed
 
-# torch alone first, so that only torch is ever looked for in its index; one that cannot be reached is given up quickly and
-# pip's own sources serve.
+# torch alone first, so that only torch is ever looked for in its index; one that cannot be reached is given up quickly,
+# and pip's own sources serve.
 $(VENV)/.installed: setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-deps $(if $(TORCH_INDEX),--retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX)) "$(TORCH_SPEC)"
+	$(BIN)/python -m pip install --no-deps "$(TORCH_SPEC)" \
+	    $(if $(TORCH_INDEX),--retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -e ".[dev]"
 	touch $@
 
@@ -51,7 +52,7 @@ test-all: lint types
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 gpu-test: venv
-	$(BIN)/python -c "import torch; raise SystemExit(None if torch.cuda.is_available() else 'gpu-test needs a CUDA device, and torch sees none')"
+	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'gpu-test needs a CUDA device; torch sees none'"
 	$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)
 
 bench: venv

@@ -18,7 +18,8 @@ README = ROOT / "README.md"
 # Folders beside sgp_fast/ that are installed inside it.
 MAPPED = {"sgp_fast.kernels": "kernels", "sgp_fast.bench": "bench"}
 
-# Listed rather than found: the link sgp_fast/kernels would otherwise be followed in a checkout and missing in an archive.
+# Listed rather than found: the links sgp_fast/kernels and sgp_fast/bench, which make a bare checkout work, would be
+# followed in a checkout and be missing in an archive.
 PACKAGES = ["sgp_fast"]
 PACKAGES += [
     f"sgp_fast.{name}" for name in find_packages("sgp_fast", exclude=["kernels", "kernels.*", "bench", "bench.*"])
@@ -32,9 +33,9 @@ EXTRAS = {
     "data": ["h5py>=3.16,<4", "minari>=0.5.4,<0.6", "pillow>=13,<14", "pyarrow>=26,<27"],
     # Environments to collect data in and to evaluate in.
     "mujoco": ["gymnasium[mujoco]>=1.4,<2", "mujoco>=4.0,<5", "h5py>=3.16,<4"],
-    "train": ["lightning-fabric>=2.6,<3", "tqdm>=4.66,<5"],
+    "train": ["lightning-fabric>=2.6,<3", "tqdm>=4.70,<5"],
     "tensorboard": ["tensorboard>=2.21,<3"],
-    "cli": ["tyro>=1.0,<2", "rich>=15,<16", "tqdm>=4.66,<5"],
+    "cli": ["tyro>=1.0,<2", "rich>=15,<16", "tqdm>=4.70,<5"],
     "report": ["matplotlib>=3.11,<4", "jinja2>=3.1,<4"],
     "bench": ["pytest-benchmark>=5.3,<6"],
 }
@@ -44,7 +45,7 @@ EXTRAS["dev"] = [
     "beartype>=0.23,<0.24",
     "hypothesis>=6.170,<7",
     "jaxtyping>=0.3.11,<0.4",
-    "pyright>=1.1.414,<1.2",
+    "pyright[nodejs]>=1.1.414,<1.2",
     "pytest>=9.2,<10",
     "pytest-xdist>=3.8,<4",
     "ruff>=0.17.5,<0.18",
@@ -54,7 +55,7 @@ EXTRAS["dev"] = [
 EXTRAS["jax"] = ["jax>=0.10,<0.11"]
 # What d4rl 1.1 needs to read its files. d4rl itself cannot be named here: its requirements pull mujoco-py, which wants
 # MuJoCo binaries that are no longer distributed. It comes afterwards, without them: pip install --no-deps d4rl==1.1
-EXTRAS["d4rl"] = ["gym>=0.23,<0.25", "h5py>=3.16,<4", "tqdm>=4.66,<5"]
+EXTRAS["d4rl"] = ["gym>=0.24,<0.25", "h5py>=3.16,<4", "tqdm>=4.70,<5"]
 
 setup(
     name="sgp-fast",

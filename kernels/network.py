@@ -115,6 +115,8 @@ class NetworkSpec:
         width = self.joined_inputs
         for index, layer in enumerate(self.layers):
             if isinstance(layer, Layer):
+                if layer.residual and index == 0 and self.time:
+                    raise ValueError("NetworkSpec.layers[0] has a residual over an input joined with time; drop it")
                 if layer.residual and layer.width != width:
                     raise ValueError(
                         f"NetworkSpec.layers[{index}] has a residual from width {width} to {layer.width}; "

@@ -80,10 +80,10 @@ def _layer_forward(
     else:  # W [x, c] = W_x x + W_c c: the second product is one row when the whole launch shares the time
         w = weights[f"{name}.weight"]
         h = _product(x, w[:, : x.shape[-1]]) + (_product(join, w[:, x.shape[-1] :]) + weights[f"{name}.bias"])
-    if layer.condition == "multiply":
-        h = h * condition
-    elif layer.condition == "add":
-        h = h + condition
+    if layer.condition != "none":
+        if condition is None:
+            raise ValueError(f"{name} is conditioned, but condition is None; pass what `condition_ref` gives")
+        h = h * condition if layer.condition == "multiply" else h + condition
     moments = None
     if layer.norm:
         h, *moments = _normalise(weights, name, h)
@@ -99,7 +99,7 @@ def _layer_vjp(
     g = _activate_vjp(layer.activation, grad, kept)
     if layer.norm:
         g = _normalise_vjp(weights, name, moments, g)
-    if layer.condition == "multiply":
+    if layer.condition == "multiply" and condition is not None:
         g = g * condition
     g = _product_vjp(g, weights[f"{name}.weight"])
     return grad + g if layer.residual else g

@@ -7,8 +7,8 @@
     problem = sgp.Problem(dynamics=models.dynamics, score=models.score, cost=models.cost, bounds=(-1.0, 1.0))
     plan = sgp.solve(problem, sgp.SGP(horizon=8, iterations=50, step_size=0.1, beta=(0.2, 0.1)), x0)
 
-These are the public names. Each is loaded when it is first used, so importing the package costs nothing and a planner that
-works on arrays never loads an environment or a plotting library.
+These are the public names. Each is loaded when it is first used, so importing the package costs nothing and a planner
+that works on arrays never loads an environment or a plotting library.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A reader, or a run that is killed at any moment, finds the old file or the new one, never a part. The bytes are on
     disk (fsync) before the rename. The temporary path lies in the same folder, which is made if absent, and keeps the
-    suffix, since several writers choose their format by it. When the block raises, the temporary file is removed and `path` is
-    as it was; only a killed process leaves one behind (`.NAME-XXXXXXXX.part.SUFFIX`), which nothing reads.
+    suffix, since several writers choose their format by it. When the block raises, the temporary file is removed and
+    `path` is as it was; only a killed process leaves one behind (`.NAME-XXXXXXXX.part.SUFFIX`), which nothing reads.
 
     Raises FileNotFoundError when the block ends without having written the file.
     """
@@ -29,14 +29,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         if not temporary.is_file():
-            raise FileNotFoundError(f"nothing was written to {temporary}, which was to become {path}; write to the yielded path")
+            raise FileNotFoundError(f"nothing was written to {temporary}, which was to become {path}; write to it")
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    # The rename itself survives a power cut only once the folder's entry is on disk; Windows cannot open a folder for that.
+    # The rename survives a power cut only once the folder's entry is on disk; Windows cannot open a folder for that.
     if os.name == "posix":
         _flush(path.parent, os.O_RDONLY)
 

@@ -49,8 +49,8 @@ def require(name: str, extra: str) -> ModuleType:
 
         h5py = require("h5py", extra="data")
 
-    Raises ImportError where the library is absent (with the install command) and where it is present but does not import
-    (with its own reason, which is kept as the cause).
+    Raises ImportError where the library is absent (with the install command) and where it is present but does not
+    import (with its own reason, which is kept as the cause).
     """
     try:
         return import_module(name)

@@ -1,7 +1,7 @@
 """What is installed here, what the machine offers, and which backends can run on it: `sgp-fast doctor`.
 
-Everything is looked up with care, because this is what people run when something is broken: a missing or a broken library
-is a line of the report, never an exception.
+Everything is looked up with care, because this is what people run when something is broken: a missing or a broken
+library is a line of the report, never an exception.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def report() -> dict[str, Any]:
     - `versions`: python, sgp_fast, torch, triton, numpy, safetensors; None where one is absent.
     - `optional`: for each optional library its `version` (None where absent) and the `install` command that brings it.
     - `platform`: operating system; `torch_error`: why torch does not import, else None.
-    - `cpu`: model, logical cores, those this process may use, torch's threads, its instruction sets; `compiler`: path or None.
+    - `cpu`: model, logical cores, those this process may use, torch's threads, its instruction sets.
+    - `compiler`: path of a C++ compiler, or None.
     - `gpus`: name, memory in bytes, compute capability, one entry a CUDA device.
     - `backends`: for each backend None where it can run here, else the reason why it cannot.
     """
@@ -52,14 +53,12 @@ def report() -> dict[str, Any]:
 
 def format_report(report: dict[str, Any]) -> str:
     """Lay a `report()` out as text, one fact a line under a heading for each kind."""
+    versions, backends, optional = (report[key].items() for key in ("versions", "backends", "optional"))
     blocks = [
-        ("Versions", [(name, found or "not installed") for name, found in report["versions"].items()]),
+        ("Versions", [(name, found or "not installed") for name, found in versions]),
         ("Machine", _machine_lines(report)),
-        ("Backends", [(name, "can run" if why is None else f"cannot run: {why}") for name, why in report["backends"].items()]),
-        (
-            "Optional libraries",
-            [(name, entry["version"] or f"not installed: {entry['install']}") for name, entry in report["optional"].items()],
-        ),
+        ("Backends", [(name, "can run" if why is None else f"cannot run: {why}") for name, why in backends]),
+        ("Optional libraries", [(name, at["version"] or f"not installed: {at['install']}") for name, at in optional]),
     ]
     width = max(len(name) for _, lines in blocks for name, _ in lines)
     return "\n\n".join(
@@ -69,15 +68,18 @@ def format_report(report: dict[str, Any]) -> str:
 
 def _machine_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     cpu = report["cpu"]
-    lines = [("system", report["platform"]), ("CPU", f"{cpu['model']}, {cpu['usable_cores']} of {cpu['cores']} cores usable")]
+    cores = f"{cpu['usable_cores']} of {cpu['cores']} cores usable"
+    lines = [("system", report["platform"]), ("CPU", f"{cpu['model']}, {cores}")]
     if report["torch_error"]:
         lines.append(("torch", f"does not import: {report['torch_error']}"))
     else:
         sets = ", ".join(cpu["features"]) or "not reported"
-        lines.append(("torch on the CPU", f"{cpu['torch_threads']} threads, {cpu['capability']} kernels; CPU has {sets}"))
+        threads = f"{cpu['torch_threads']} threads, {cpu['capability']} kernels"
+        lines.append(("torch on the CPU", f"{threads}; the CPU has {sets}"))
     lines.append(("C++ compiler", report["compiler"] or "none found"))
     for index, gpu in enumerate(report["gpus"]):
-        lines.append((f"GPU {index}", f"{gpu['name']}, {gpu['memory'] / 2**30:.1f} GiB, compute capability {gpu['capability']}"))
+        memory = f"{gpu['memory'] / 2**30:.1f} GiB"
+        lines.append((f"GPU {index}", f"{gpu['name']}, {memory}, compute capability {gpu['capability']}"))
     if not report["gpus"]:
         lines.append(("GPU", "no CUDA device"))
     return lines
@@ -145,11 +147,11 @@ def _gpus(torch: ModuleType | None) -> list[dict[str, Any]]:
 
 
 def _backends() -> dict[str, str | None]:
-    # Part of the design, and looked for by name, so its absence is said rather than left to be guessed.
-    missing: dict[str, str | None] = {"fused": "not built yet: it needs a CUDA device, and kernels that this version does not have"}
     try:
-        found = import_module("sgp_fast.backends").available()
-        return {**found, **{name: why for name, why in missing.items() if name not in found}}
+        found = dict(import_module("sgp_fast.backends").available())
+        # People look for it by name, so that it is not there yet is said.
+        found.setdefault("fused", "not built yet: this version has no CUDA kernels")
+        return found
     except Exception as error:
         why = f"the backends do not load: {_one_line(error)}"
         return {name: why for name in ("eager", "compiled", "fused")}
