@@ -180,7 +180,8 @@ class NetworkSpec:
         count, width = 0, self.joined_inputs
         for layer in self.layers:
             if isinstance(layer, Block):
-                count += width + 2 + layer.hidden + (width if layer.out != "identity" else 0)
+                count += width + 2 + (layer.hidden if layer.activation != "identity" else 0)
+                count += width if layer.out != "identity" else 0
                 continue
             count += (layer.width + 2 if layer.norm else 0) + (layer.width if layer.activation != "identity" else 0)
             width = layer.width

@@ -20,7 +20,8 @@ def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], confi
     """Write `tensors` and `config` (plain JSON data) to `path`; a reader sees the old file or the new, never a part."""
     data = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with atomic_path(Path(path)) as temporary:
-        safetensors.torch.save_file(data, temporary, metadata={_KEY: json.dumps(config)})
+        # By way of bytes: `save_file` would make a file that only its owner may read, whatever the umask.
+        temporary.write_bytes(safetensors.torch.save(data, metadata={_KEY: json.dumps(config)}))
 
 
 def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

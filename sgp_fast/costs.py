@@ -122,7 +122,7 @@ class CustomCost(nn.Module):
     def __init__(self, function: CostFunction) -> None:
         super().__init__()
         self.function = function
-        self._simple = _arguments(function) == 2
+        self._simple = takes(function, (5, 2), "Problem.cost", "(x, u, goal, t, params) or (x, u)") == 2
 
     def value_and_grad(
         self, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any
@@ -138,7 +138,7 @@ class CustomTerminal(nn.Module):
     def __init__(self, function: CostFunction) -> None:
         super().__init__()
         self.function = function
-        self._simple = _arguments(function) == 1
+        self._simple = takes(function, (3, 1), "Problem.terminal", "(x, goal, params) or (x)") == 1
 
     def value_and_grad(self, x: Tensor, goal: Tensor | None, params: Any) -> tuple[Tensor, Tensor]:
         extra = () if self._simple else (goal, params)
@@ -146,14 +146,20 @@ class CustomTerminal(nn.Module):
         return value, grad
 
 
-def _arguments(function: CostFunction) -> int:
-    """How many positional arguments a cost function takes; 0 where it does not tell."""
+def takes(function: Callable[..., Any], counts: tuple[int, ...], name: str, expected: str) -> int:
+    """The first of `counts` that the function can be called with; the first where it does not tell. TypeError if none."""
     target = function.forward if isinstance(function, nn.Module) else function
     try:
-        parameters = inspect.signature(target).parameters.values()
+        signature = inspect.signature(target)
     except (TypeError, ValueError):
-        return 0
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+        return counts[0]
+    for count in counts:
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count
+    raise TypeError(f"{name} takes {len(signature.parameters)} arguments, {signature}; expected {expected}")
 
 
 def _autograd(name: str, function: CostFunction, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -183,7 +189,7 @@ def _from_goal(x: Tensor, goal: Tensor | None, default: Tensor | None) -> Tensor
 
 
 def _square(name: str, matrix: Tensor) -> Tensor:
-    matrix = torch.as_tensor(matrix)
+    matrix = _floating(matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}; expected a square matrix, [n, n]")
     return matrix.detach().clone()
@@ -192,7 +198,13 @@ def _square(name: str, matrix: Tensor) -> Tensor:
 def _goal(goal: Tensor | None, features: int) -> Tensor | None:
     if goal is None:
         return None
-    goal = torch.as_tensor(goal)
+    goal = _floating(goal)
     if goal.shape != (features,):
         raise ValueError(f"goal has shape {tuple(goal.shape)}; the matrix makes it [{features}]")
     return goal.detach().clone()
+
+
+def _floating(values: Any) -> Tensor:
+    """A tensor of the values, in PyTorch's default dtype where they are whole numbers."""
+    tensor = torch.as_tensor(values)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())

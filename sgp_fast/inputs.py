@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .costs import LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
 from .plan import Plan
 from .problem import Problem
 
@@ -39,9 +40,6 @@ class Inputs:
 
 def read_inputs(problem: Problem, planner: SGP, x0: Any, *, goal: Any, params: Any, init: Any) -> Inputs:
     """Check every argument against the problem; raises ValueError or TypeError naming the argument and the remedy."""
-    if problem.dynamics is None or problem.cost is None:
-        missing = "dynamics" if problem.dynamics is None else "cost"
-        raise ValueError(f"Problem.{missing} is None; single shooting needs one: give a model, a module or a function")
     device = _device(problem, x0)
     state = planner.state_dtype
     x0 = _tensor("x0", x0, state, device)
@@ -54,6 +52,7 @@ def read_inputs(problem: Problem, planner: SGP, x0: Any, *, goal: Any, params: A
     if nx != nx_model:
         raise ValueError(f"x0 has nx={nx} features; the dynamics have nx={nx_model}")
     nu = problem.controls(nx)
+    _check_sizes(problem, nx, nu)
     low, high = _bounds(problem, planner, batch, nu, state, device)
 
     goal = problem.goal if goal is None else goal
@@ -130,7 +129,25 @@ def _tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) -> 
             raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array ({error})") from None
     if value.dtype.is_complex:
         raise TypeError(f"{name} is {value.dtype}; expected real numbers")
-    return value.detach().to(device=device, dtype=dtype)
+    value = value.detach().to(device=device, dtype=dtype)
+    return value.clone() if value.is_inference() else value  # autograd models cannot save inference tensors
+
+
+def _check_sizes(problem: Problem, nx: int, nu: int) -> None:
+    """Costs of ours must be of these states and controls; others find out for themselves."""
+    cost, terminal = problem.cost, problem.terminal
+    sizes: list[tuple[str, int, str, int]] = []
+    if isinstance(cost, LearnedCost):
+        sizes.append(("cost", cost.network.spec.inputs, "nx+nu", nx + nu))
+    if isinstance(cost, QuadraticCost):
+        sizes += [("cost: Q", len(cost.Q), "nx", nx), ("cost: R", len(cost.R), "nu", nu)]
+    if isinstance(terminal, TerminalValue):
+        sizes.append(("terminal", terminal.network.spec.inputs, "nx", nx))
+    if isinstance(terminal, QuadraticTerminal):
+        sizes.append(("terminal: Q", len(terminal.Q), "nx", nx))
+    for name, got, what, want in sizes:
+        if got != want:
+            raise ValueError(f"{name} is made for {got} features, but the problem has {what}={want} (nx={nx}, nu={nu})")
 
 
 def _finite(name: str, value: Tensor) -> None:

@@ -43,6 +43,7 @@ class Network(nn.Module):
         self.spec = spec
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         shapes = spec.weight_shapes()
+        self._homes: list[tuple[str, nn.Module, str]] = []
         for name, shape in shapes.items():
             *path, last = name.split(".")
             owner: nn.Module = self
@@ -53,18 +54,12 @@ class Network(nn.Module):
             weight = _initial(name, shape, shapes, spec, generator)
             trained = name != "time.frequencies" or (spec.time is not None and spec.time.learned)
             owner.register_parameter(last, nn.Parameter(weight, requires_grad=trained))
+            self._homes.append((name, owner, last))
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """Name → tensor: the very parameters, not copies."""
-        cached = self.__dict__.get("_weights")
-        if cached is None:
-            cached = self.__dict__["_weights"] = dict(self.named_parameters())
-        return cached
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Network:
-        self.__dict__.pop("_weights", None)  # a move to another device or dtype may replace the tensors
-        return super()._apply(fn, recurse)  # pyright: ignore[reportReturnType]
+        """Name → tensor: the very parameters of this moment, not copies."""
+        return {name: getattr(owner, last) for name, owner, last in self._homes}
 
     def condition(self, at: Tensor | int) -> Tensor | None:
         """The conditioning vector(s) of noise level or time `at`."""
@@ -226,7 +221,7 @@ def load_models(folder: str | os.PathLike[str], device: str | torch.device = "cp
     cost = LearnedCost(networks["cost"], normalizer("cost"))
     for part, model in (("dynamics", dynamics), ("score", score), ("cost", cost)):
         own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
-        model.load_state_dict(own)
+        model.load_state_dict(own, assign=True)  # in the dtype that was saved
         model.requires_grad_(False).eval().to(device)
     return Models(dynamics, score, cost, config["info"])
 

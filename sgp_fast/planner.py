@@ -15,6 +15,7 @@ from . import schedule
 from .backends import choose
 from .backends.job import Iteration, Job, Tables
 from .inputs import problem_rows, read_inputs, starting_controls
+from .models import Network
 from .plan import Plan
 from .problem import Problem
 
@@ -54,7 +55,7 @@ class SGP:
     iterations: int = 50
     step_size: schedule.Schedule = 0.1
     beta: schedule.Schedule = (0.2, 0.1)
-    levels: Sequence[int] | None = None
+    levels: int | Sequence[int] | None = None
     bounding: Literal["project", "tanh"] = "project"
     starts: int = 1
     start_spread: float = 0.1
@@ -136,6 +137,14 @@ def solve(
 
     A problem that diverges has `Status.DIVERGED` and disturbs no other. Wrong arguments raise before any work.
     """
+    with torch.inference_mode(False), torch.no_grad():  # whatever mode the caller is in, plans are ordinary tensors
+        return _solve(problem, planner, x0, xT, goal, params, init, seed, backend, time_limit_s, callback)
+
+
+def _solve(
+    problem: Problem, planner: SGP, x0: Any, xT: Any, goal: Any, params: Any, init: Any, seed: int | None, backend: str,
+    time_limit_s: float | None, callback: Callable[[Iteration], None] | None,
+) -> Plan:  # fmt: skip
     began = time.perf_counter()
     inputs = read_inputs(problem, planner, x0, goal=goal, params=params, init=init)
     if xT is not None:
@@ -198,7 +207,7 @@ def bytes_per_problem(problem: Problem, planner: SGP, nx: int, nu: int) -> int:
 
     def saved(part: Any) -> int:
         network = getattr(part, "network", None)
-        return 4 * 3 * 256 if network is None else network.spec.saved_per_row()
+        return network.spec.saved_per_row() if isinstance(network, Network) else 4 * 3 * 256
 
     widest = max(saved(problem.cost), 0 if problem.score is None else 3 * max(problem.score.network.spec.widths))
     return item * planner.horizon * (saved(problem.dynamics) + widest + 20 * (nx + nu))

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .costs import Cost, CustomCost, CustomTerminal, TerminalCost
+from .costs import Cost, CustomCost, CustomTerminal, TerminalCost, takes
 from .models import Dynamics, Score, cast
 
 Bounds = tuple[Any, Any]
+
+# Our own modules compute alike in training and in evaluation; a plain `nn.Module` only holds others.
+_OURS = ("sgp_fast.", "torch.nn.modules.module")
 
 
 @runtime_checkable
@@ -80,14 +84,20 @@ class Problem:
             raise ValueError("Problem.score is a score of (x, u, x'); shooting needs one of (x, u)")
         if not isinstance(self.dynamics, DynamicsModel):
             set_(self, "dynamics", AutogradDynamics(_callable("dynamics", self.dynamics)))
-        if not isinstance(self.cost, Cost):
+        if isinstance(self.cost, Cost):
+            takes(self.cost.value_and_grad, (5,), "Problem.cost", "a running cost: (x, u, goal, t, params)")
+        else:
             set_(self, "cost", CustomCost(_callable("cost", self.cost)))
-        if self.terminal is not None and not isinstance(self.terminal, TerminalCost):
+        if isinstance(self.terminal, TerminalCost):
+            takes(self.terminal.value_and_grad, (3,), "Problem.terminal", "a terminal cost: (x, goal, params)")
+        elif self.terminal is not None:
             set_(self, "terminal", CustomTerminal(_callable("terminal", self.terminal)))
         if not self.control_change >= 0:
             raise ValueError(f"Problem.control_change is {self.control_change}; expected a weight of at least 0")
-        if self.bounds is not None and len(self.bounds) != 2:
-            raise ValueError(f"Problem.bounds has {len(self.bounds)} entries; expected (low, high)")
+        if self.bounds is not None:
+            count = len(self.bounds) if isinstance(self.bounds, (tuple, list)) else 1
+            if count != 2:
+                raise ValueError(f"Problem.bounds has {count} entries; expected (low, high)")
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -105,7 +115,7 @@ class Problem:
         if self.nu is not None:
             known["nu"] = self.nu
         for bound in self.bounds or ():
-            shape = torch.as_tensor(bound).shape
+            shape = np.shape(bound)
             if shape and shape[-1] > 1:
                 known["bounds"] = shape[-1]
         if not known:
@@ -116,9 +126,24 @@ class Problem:
         return next(iter(known.values()))
 
     def prepared(self, state: torch.dtype, products: torch.dtype, device: torch.device) -> Problem:
-        """A frozen copy for planning on `device`: tensors in dtype `state`, the networks' products in `products`."""
-        parts: dict[str, Any] = {n: cast(part, state, products).to(device).eval() for n, part in self.modules.items()}
-        return replace(self, **parts)
+        """The problem for planning on `device`: tensors in dtype `state`, the networks' products in `products`.
+
+        A part that is so already serves as it is; of any other a frozen copy does. The problem itself is never changed.
+        """
+        parts: dict[str, Any] = {}
+        for name, part in self.modules.items():
+            if not _serves(part, state, products, device):
+                parts[name] = cast(part, state, products).to(device).eval()
+        return replace(self, **parts) if parts else self
+
+
+def _serves(part: nn.Module, state: torch.dtype, products: torch.dtype, device: torch.device) -> bool:
+    """Whether a part can plan without a copy: dtypes and device are right, and nothing acts as if it were in training."""
+    tensors = [*part.parameters(), *part.buffers()]
+    floating = {t.dtype for t in tensors if t.is_floating_point()}
+    foreign = any(m.training for m in part.modules() if not type(m).__module__.startswith(_OURS))
+    right = floating <= {state} and state == products and {t.device for t in tensors} <= {device}
+    return right and not foreign and not any(t.is_inference() for t in tensors)
 
 
 def _callable(name: str, value: Any) -> Callable[..., Any]:

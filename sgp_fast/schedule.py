@@ -34,19 +34,19 @@ def table(schedule: Schedule, iterations: int, name: str) -> tuple[float, ...]:
     return values
 
 
-def level_table(levels: Sequence[int] | None, iterations: int, count: int) -> tuple[int, ...]:
+def level_table(levels: int | Sequence[int] | None, iterations: int, count: int) -> tuple[int, ...]:
     """The noise level of each step, an index into `count` sigmas; by default evenly from the first to the last."""
     if levels is None:
         if iterations == 1:
             return (count - 1,)
         return tuple(int(i / (iterations - 1) * (count - 1) + 0.5) for i in range(iterations))
-    if len(levels) == 1:
-        levels = tuple(levels) * iterations
+    levels = (levels,) if isinstance(levels, int) else tuple(levels)
+    levels = levels * iterations if len(levels) == 1 else levels
     if len(levels) != iterations:
-        raise ValueError(f"levels has {len(levels)} entries for iterations={iterations}; give one, or one an iteration")
+        raise ValueError(f"levels has {len(levels)} entries for iterations={iterations}; give a number, or one an iteration")
     if not all(0 <= level < count for level in levels):
         raise ValueError(f"levels has entries from {min(levels)} to {max(levels)}; the score has levels 0 to {count - 1}")
-    return tuple(levels)
+    return levels
 
 
 def published_beta(beta: float, beta_min: float, max_iters: int) -> tuple[float, ...]:

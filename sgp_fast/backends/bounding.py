@@ -36,7 +36,7 @@ class Bounding:
         if self.kind == "project":
             return v
         mid, half = self._middle()
-        return mid + half * torch.tanh(v)
+        return torch.clamp(mid + half * torch.tanh(v), self.low, self.high)  # rounding may pass a limit by an ulp
 
     def pull(self, v: Tensor, grad_u: Tensor) -> Tensor:
         """The gradient in v of a cost whose gradient in u is `grad_u`."""

@@ -18,7 +18,6 @@ from ..plan import Plan, Status
 from ..problem import DynamicsModel, Problem
 from .bounding import Bounding
 from .job import Iteration, Job
-from .prepared import prepare
 
 if TYPE_CHECKING:
     from ..planner import SGP
@@ -106,9 +105,13 @@ def evaluate(problem: Problem, at: Conditions, u: Tensor, level: int, beta: floa
 
 @dataclass(frozen=True)
 class Search:
-    """The state of the search: decision variables `v [T, R, nu]`, Adam's moments and its step count `[R]`, who is active."""
+    """The state of the search: decision variables `v [T, R, nu]`, Adam's moments and its step count `[R]`, who is active.
+
+    `good` are the last v whose gradient was finite: what a problem that diverges goes back to.
+    """
 
     v: Tensor
+    good: Tensor
     m: Tensor
     s: Tensor
     count: Tensor
@@ -145,14 +148,19 @@ def norm(g: Tensor) -> Tensor:
 
 def judge(planner: SGP, search: Search, bounding: Bounding, g: Tensor, settled: bool) -> Search:
     """Stop the rows whose gradient is not finite, and those whose projected gradient is small once the schedules ended."""
-    diverged = search.active & ~g.isfinite().all(2).all(0)
+    finite = g.isfinite().all(2).all(0)
+    diverged = search.active & ~finite
     converged = torch.zeros_like(diverged)
     if settled and planner.tolerance > 0:
         converged = search.active & (norm(bounding.projected(search.v, g)) < planner.tolerance)
     return replace(
-        search, active=search.active & ~diverged & ~converged, diverged=search.diverged | diverged,
+        search,
+        v=torch.where(diverged[:, None], search.good, search.v),
+        good=torch.where(finite[:, None], search.v, search.good),
+        active=search.active & ~diverged & ~converged,
+        diverged=search.diverged | diverged,
         converged=search.converged | converged,
-    )  # fmt: skip
+    )
 
 
 def start(job: Job) -> tuple[Conditions, Bounding, Search]:
@@ -169,22 +177,27 @@ def start(job: Job) -> tuple[Conditions, Bounding, Search]:
     t = torch.arange(planner.horizon, device=job.x0.device)[:, None]
     at = Conditions(rows(job.x0), rows(job.goal), rows(job.params), t)
     bounding = Bounding(planner.bounding, rows(job.low), rows(job.high))
-    v = bounding.variable(job.u.transpose(0, 1).contiguous())
+    v = bounding.variable(job.u.transpose(0, 1).clone(memory_format=torch.contiguous_format))
     m, s, count = torch.zeros_like(v), torch.zeros_like(v), torch.zeros_like(v[0, :, 0])
     if job.moments is not None:
         m, s, count = job.moments[0].transpose(0, 1), job.moments[1].transpose(0, 1), job.moments[2]
     no = torch.zeros_like(count, dtype=torch.bool)
-    return at, bounding, Search(v, m, s, count, ~no, no, no)
+    return at, bounding, Search(v, v, m, s, count, ~no, no, no)
 
 
-def finish(job: Job, at: Conditions, bounding: Bounding, search: Search, taken: Tensor, history: Tensor | None) -> Plan:
+def finish(
+    job: Job, at: Conditions, bounding: Bounding, search: Search, settled: bool, taken: Tensor, history: Tensor | None
+) -> Plan:
     """The plan at the last iterate: one more pass for its states, costs, status and telemetry."""
     problem, planner, tables = job.problem, job.planner, job.tables
     beta, level, sigma = tables.beta[-1], tables.levels[-1], tables.sigma[-1]
-    u = bounding.control(search.v)
-    e = evaluate(problem, at, u, level, beta)
-    g = bounding.pull(search.v, e.grad_u)
-    search = judge(planner, search, bounding, g, settled=True)
+    while True:
+        u = bounding.control(search.v)
+        e = evaluate(problem, at, u, level, beta)
+        g = bounding.pull(search.v, e.grad_u)
+        before, search = search.diverged, judge(planner, search, bounding, g, settled)
+        if torch.equal(search.diverged, before):
+            break  # else the last step led some rows astray: once more, from where they were before it
     finite = e.x.isfinite().all(2).all(0) & e.cost.isfinite()
     status = torch.full_like(search.count, Status.LIMIT, dtype=torch.int8)
     status[search.converged] = int(Status.CONVERGED)
@@ -215,17 +228,19 @@ def run(job: Job) -> Plan:
     problem, planner, tables = job.problem, job.planner, job.tables
     at, bounding, search = start(job)
     taken = torch.zeros_like(search.count, dtype=torch.int32)
-    costs = []
+    costs, reached = [], planner.iterations
     for i in range(planner.iterations):
         if time.monotonic() > job.deadline:
+            reached = i
             break
         u = bounding.control(search.v)
         e = evaluate(problem, at, u, tables.levels[i], tables.beta[i])
-        g = clip(bounding.pull(search.v, e.grad_u), planner.clip_gradient)
+        full = bounding.pull(search.v, e.grad_u)
+        g = clip(full, planner.clip_gradient)
         report(job, i, u, e, g)
         if planner.record_cost:
-            costs.append(e.cost)
-        search = judge(planner, search, bounding, g, settled=i >= tables.settled)
+            costs.append(torch.where(search.active, e.cost, torch.nan))
+        search = judge(planner, search, bounding, full, settled=i >= tables.settled)
         # Only a converging search can end early, and asking a GPU costs a synchronisation.
         if planner.tolerance > 0 and (g.device.type == "cpu" or i % 10 == 9) and not bool(search.active.any()):
             break
@@ -235,7 +250,7 @@ def run(job: Job) -> Plan:
     history = torch.full((len(taken), planner.iterations), torch.nan, dtype=search.v.dtype, device=search.v.device)
     for i, cost in enumerate(costs):
         history[:, i] = cost
-    return finish(job, at, bounding, search, taken, history if planner.record_cost else None)
+    return finish(job, at, bounding, search, reached >= tables.settled, taken, history if planner.record_cost else None)
 
 
 def report(job: Job, i: int, u: Tensor, e: Evaluation, g: Tensor) -> None:
@@ -260,7 +275,7 @@ class Eager:
     name: str = "eager"
 
     def prepare(self, problem: Problem, planner: SGP, device: torch.device) -> Problem:
-        return prepare(problem, planner, device)
+        return problem.prepared(planner.state_dtype, planner.product_dtype, device)
 
     def run(self, job: Job) -> Plan:
         return run(job)

@@ -1,32 +1,41 @@
-"""A problem made ready for a dtype and a device, and kept for as long as its weights stay as they are."""
+"""Which weights a problem's models hold, so that what was made from them can be kept while they stay as they are."""
 
 from __future__ import annotations
 
-import weakref
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..problem import Problem
 
-if TYPE_CHECKING:
-    from ..planner import SGP
-
-_Version = tuple[tuple[int, int], ...]
-_cache: weakref.WeakKeyDictionary[Problem, dict[tuple, tuple[_Version, Problem]]] = weakref.WeakKeyDictionary()
+_AS_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
-def version(problem: Problem) -> _Version:
-    """Which tensors the problem's models hold and how often each was written to: changes when a weight does."""
-    tensors = (t for part in problem.modules.values() for t in (*part.parameters(), *part.buffers()))
-    return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
+@dataclass(frozen=True, eq=False)
+class Version:
+    """The state of a problem's weights; equal while no tensor was replaced or written to.
+
+    PyTorch counts writes, but not those through `.data` (as target networks are often averaged) or through NumPy: the sum
+    of a tensor's bits sees these. Tensors are held, not their addresses, since an address may come to be used again.
+    """
+
+    tensors: tuple[Tensor, ...]
+    writes: tuple[tuple[int, int], ...]
+    bits: tuple[int, ...]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Version) or len(self.tensors) != len(other.tensors):
+            return False
+        same = all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
+        return same and self.writes == other.writes and self.bits == other.bits
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
-def prepare(problem: Problem, planner: SGP, device: torch.device) -> Problem:
-    """The problem in the planner's dtypes. Weights that were changed in place, or replaced, are seen at the next call."""
-    key = (planner.state_dtype, planner.product_dtype, device)
-    kept = _cache.setdefault(problem, {})
-    now = version(problem)
-    if key not in kept or kept[key][0] != now:
-        kept[key] = (now, problem.prepared(planner.state_dtype, planner.product_dtype, device))
-    return kept[key][1]
+def version(problem: Problem) -> Version:
+    """The state of the problem's weights now."""
+    tensors = tuple(t for part in problem.modules.values() for t in (*part.parameters(), *part.buffers()))
+    writes = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    sums = [t.detach().contiguous().view(_AS_INTEGERS[t.element_size()]).sum(dtype=torch.int64) for t in tensors]
+    return Version(tensors, writes, tuple(torch.stack(sums).tolist()) if sums else ())

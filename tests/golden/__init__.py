@@ -38,9 +38,12 @@ class Case:
 
 def load_case(path: Path, precision: str = "float64") -> Case:
     """The case of one file. Raises ValueError for a file that is not a recorded shooting case."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        config = json.loads((file.metadata() or {}).get("config", "{}"))
-        t = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iteration protocol)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {}).get("config", "{}"))
+            t = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iteration protocol)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
     if config.get("kind") not in SHOOTING:
         raise ValueError(f"{path} is of kind {config.get('kind')!r}; expected one of {', '.join(SHOOTING)}")
     nx, nu, width, layers = (config[key] for key in ("nx", "nu", "width", "hidden_layers"))
