@@ -1,0 +1,1 @@
+"""Tests of sgp_fast.training."""

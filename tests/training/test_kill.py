@@ -1,0 +1,54 @@
+"""A run that is killed at any moment ends with the weights of an uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sgp_fast as sgp
+from sgp_fast._tensorfile import load_tensors
+
+from .killed_run import CONFIG
+from .toys import linear_system
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_killed_run_gives_the_weights_of_a_whole_one(tmp_path: Path, seed: int) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = [sys.executable, "-m", "tests.training.killed_run", str(whole), str(broken), str(seed)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kills = json.loads(done.stdout.splitlines()[-1])["kills"]
+    reached = [tuple(kill["reached"].values()) for kill in kills]
+    assert len(kills) >= 5 and len(set(reached)) >= 4, kills  # it was killed in earnest, at different steps
+
+    one, config = load_tensors(whole / "models.safetensors", "models")
+    other, other_config = load_tensors(broken / "models.safetensors", "models")
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert (whole / "history.json").read_bytes() == (broken / "history.json").read_bytes()
+    for name, summary in config["info"]["networks"].items():
+        again = other_config["info"]["networks"][name]
+        assert {**summary, "seconds": 0} == {**again, "seconds": 0}
+    assert {path.name for path in broken.iterdir()} == {"models.safetensors", "history.json", "tensorboard"}
+
+
+def test_an_unfinished_run_refuses_other_settings(tmp_path: Path) -> None:
+    """The checkpoints of an unfinished run are held to configuration and data as finished models are."""
+    from . import killed_run
+
+    pid = killed_run.start(str(tmp_path), rename=(10, True))
+    assert killed_run.finish(pid) == -9 and killed_run.reached(str(tmp_path)) == {"dynamics": 10}
+    with pytest.raises(ValueError, match="dynamics.safetensors was trained on other data"):
+        sgp.train(linear_system(seed=4), CONFIG, tmp_path, progress=False)
+    models = sgp.train(linear_system(seed=4), CONFIG, tmp_path, resume=False, progress=False)
+    assert not (tmp_path / "checkpoints").exists()
+    assert models.info["networks"]["dynamics"]["steps"] <= CONFIG.steps
