@@ -23,6 +23,7 @@ from torch import Tensor
 import sgp_fast as sgp
 from sgp_fast._files import atomic_path
 from sgp_fast.backends import available
+from sgp_fast.doctor import cpu_model
 
 from .baselines import BASELINES
 from .cases import Case, make_case
@@ -59,18 +60,23 @@ class Row:
 
 
 def run(
-    sizes: list[tuple[int, int]], *, rounds: int = 9, rung_s: float = 20.0, progress: Callable[[str], None] = print
+    sizes: list[tuple[int, int]],
+    *,
+    rungs: tuple[str, ...] | None = None,
+    rounds: int = 9,
+    rung_s: float = 20.0,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """Rows of all rungs at each (width, problems); after two rounds, a rung that has used `rung_s` seconds sits out."""
+    """Rows of the rungs (None: all) at each (width, problems); after two rounds, one that used `rung_s` seconds sits out."""
     rows = []
     for width, batch in sizes:
         case = make_case(width, batch)
         reference = _plan(case, "eager", "float64").u
         runners: dict[str, tuple[Case, Callable[[], Tensor]]] = {}
         found: dict[str, Row] = {}
-        for name in (*BASELINES, *OURS):
+        for name in rungs or (*BASELINES, *OURS):
             progress(f"{case.name}: {name} …")
-            part = _part(case, 1) if name == "published" else case  # one at a time: 64 take 64 times as long
+            part = _part(case, 1) if name == "published" else case
             precision = OURS[name][1] if name in OURS else "float32"
             row = Row(case.name, name, precision, batch, timed=len(part.x0))
             try:
@@ -111,7 +117,7 @@ def circumstances() -> dict[str, object]:
     return {
         "commit": commit.stdout.strip() or None,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "cpu": _cpu_name(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -176,10 +182,3 @@ def _cost(case: Case, u: Tensor) -> float:
 
 def _part(case: Case, count: int) -> Case:
     return replace(case, x0=case.x0[:count], init=case.init[:count])
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
-        if cpuinfo.exists() else []  # fmt: skip
-    return names[0] if names else platform.processor() or platform.machine()

@@ -2,7 +2,7 @@
 
 It is the CPU backend, the oracle of the tests and the documentation at once. Weights are a dictionary with the names of
 `NetworkSpec.weight_shapes`; they are constants here, so only input-gradients exist. Matrix products run in the dtype of
-their weights (bfloat16 weights: the operands are rounded, the sum is accumulated in fp32); everything else in that of `z`.
+their weights (bfloat16: operands are rounded, sums accumulated in fp32, and rounded once more); all else in that of `z`.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def _version(distribution: str) -> str | None:
 def _cpu(torch: ModuleType | None) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    cpu: dict[str, Any] = {"model": _cpu_model(), "cores": cores, "usable_cores": usable}
+    cpu: dict[str, Any] = {"model": cpu_model(), "cores": cores, "usable_cores": usable}
     if torch is None:
         return cpu | {"torch_threads": None, "capability": None, "features": []}
     # get_capabilities is younger than the oldest torch that we support.
@@ -115,7 +115,7 @@ def _cpu(torch: ModuleType | None) -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """The processor's name: /proc/cpuinfo on Linux, where `platform.processor()` is often empty."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
