@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,12 +111,10 @@ def _task(settings: Settings, name: str, out: Path, stages: dict[str, float], sa
 
     env_id = snapshots(task)["env"]
     planner = settings.planner_of(name)
-    methods, frames, missing = _timed(
-        own, f"{name}: episodes", lambda: run_methods(settings, name, env_id, problem, say)
-    )
-    telemetry, open_loop = _timed(
-        own, f"{name}: plans from inside", lambda: look_inside(settings.inside, env_id, data, problem, planner, settings.seed)
-    )
+    run_all = partial(run_methods, settings, name, env_id, problem, say)
+    methods, frames, missing = _timed(own, f"{name}: episodes", run_all)
+    look = partial(look_inside, settings.inside, env_id, data, problem, planner, settings.seed)
+    telemetry, open_loop = _timed(own, f"{name}: plans from inside", look)
     result = TaskResults(
         env_id=env_id,
         dataset=DatasetSummary(
@@ -149,7 +148,8 @@ def _curves(run: Path, networks: dict[str, Any]) -> tuple[TrainingCurve, ...]:
     curves = []
     for network, h in history.items():
         validation = [np.nan if v is None else v for v in h["validation"]]
-        curves.append(TrainingCurve(network, h["step"], h["train"], np.array(validation, float), networks[network]["seconds"]))
+        seconds = networks[network]["seconds"]
+        curves.append(TrainingCurve(network, h["step"], h["train"], np.array(validation, float), seconds))
     return tuple(curves)
 
 

@@ -26,16 +26,16 @@ PIXELS = (320, 320)
 def run_methods(
     settings: Settings, name: str, env_id: str, problem: Problem, say: Callable[[str], None]
 ) -> tuple[list[MethodResult], list[FrameStrip], str | None]:
-    """Every method's episodes, a strip of frames of the first episode of each, and why there are none where there are none."""
+    """Every method's episodes, frames of the first episode of each, and why there are none where there are none."""
     task, _, quality = name.partition("-")
     planner, sampling, run = settings.planner_of(name), settings.sampling, settings.evaluation
     batch, seed = run.episodes, settings.seed
-    sgp, free = asdict(planner), asdict(replace(planner, beta=0.0))
+    sgp, free, cem = asdict(planner), asdict(replace(planner, beta=0.0)), asdict(sampling)
     methods: list[tuple[str, str, Callable[[], Controller], dict[str, Any]]] = [
         ("behavior", f"behaviour policy ({quality})", lambda: BehaviorPolicy(task, quality, batch, seed), {}),
         ("sgp", "SGP", lambda: MPC(problem, planner, batch, seed=seed), sgp),
         ("no_score", "SGP without score (β = 0)", lambda: MPC(problem, replace(planner, beta=0.0), batch, seed=seed), free),
-        ("cem", "CEM on the same models", lambda: CEM(problem, batch_size=batch, seed=seed, **asdict(sampling)), asdict(sampling)),
+        ("cem", "CEM on the same models", lambda: CEM(problem, batch_size=batch, seed=seed, **cem), cem),
     ]  # fmt: skip
     results, strips, missing = [], [], None
     for key, label, controller, own in methods:

@@ -45,7 +45,7 @@ class Inside:
 
 @dataclass(frozen=True)
 class Settings:
-    """A demo: tasks such as "hopper-medium", each with the same sizes, and `planners` where a task has settings of its own."""
+    """A demo: tasks such as "hopper-medium", all of one size; `planners` holds the settings of tasks that have their own."""
 
     name: str
     tasks: tuple[str, ...]
@@ -90,7 +90,8 @@ def read_settings(source: str | Path) -> Settings:
     for name in settings.tasks:
         task, _, quality = name.partition("-")
         if task not in TASKS or quality not in QUALITIES:
-            raise ValueError(f"{path}: tasks has {name!r}; expected TASK-QUALITY of {', '.join(TASKS)}, {', '.join(QUALITIES)}")
+            known = f"{', '.join(TASKS)} and {', '.join(QUALITIES)}"
+            raise ValueError(f"{path}: tasks has {name!r}; expected TASK-QUALITY of {known}")
         if settings.inside.executed_after[-1] != settings.planner_of(name).iterations:
             raise ValueError(f"{path}: inside.executed_after must end with planner.iterations of {name}")
     return settings

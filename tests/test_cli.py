@@ -1,0 +1,154 @@
+"""The command line: light to start, honest about errors, and the whole way from data to returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sgp_fast as sgp
+from sgp_fast import cli
+from sgp_fast.commands import DEFAULT, read_settings
+from tests.controllers import models
+
+ROOT = Path(__file__).parents[1]
+RUN = "import sys; from sgp_fast.cli import main; sys.exit(main())"
+
+
+def shell(*words: str, code: str = RUN, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    bounds = {"low": [-1.0] * 3, "high": [1.0] * 3, "source": "environment"}
+    models(env_id="Hopper-v5", action_range=bounds).save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_help_lists_every_command_and_needs_no_library() -> None:
+    code = RUN.replace("sys.exit(main())", "main(); sys.exit(any(n in sys.modules for n in ('torch', 'numpy', 'tyro')))")
+    start = time.perf_counter()
+    done = shell("--help", code=code)
+    assert time.perf_counter() - start < 1 and done.returncode == 0, done.stderr
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in done.stdout
+    group = shell("data")
+    assert "data make" in group.stdout and "evaluate" not in group.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("demo", "doctor")])
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*name.split(), "--help"])
+    out = capsys.readouterr().out
+    assert exit_.value.code == 0 and f"sgp-fast {name}" in out and "--" in out
+
+
+def test_doctor_needs_no_optional_library() -> None:
+    block = "import sys\nfor name in ('tyro', 'rich', 'tqdm', 'gymnasium'):\n    sys.modules[name] = None\n"
+    done = shell("doctor", "--json", code=block + RUN)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["versions"]["sgp_fast"] == sgp.__version__
+    done = shell("train", code=block + RUN)
+    assert done.returncode == 2
+    assert done.stderr == (
+        'sgp-fast: error: this needs tyro, which is not installed; run: pip install "sgp-fast[cli]"\n'
+    )
+
+
+def test_errors_are_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["fly"], ["data", "shred"], ["plan", str(tmp_path), "a.npy", "b.npz"], ["evaluate", "x", "--config", "no.toml"]
+    for words in wrong:
+        assert cli.main(words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("sgp-fast: error: ") and err.count("\n") == 1 and "Traceback" not in err
+    done = shell("plan", str(tmp_path), "a.npy", "b.npz", SGP_FAST_DEBUG="1")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["evaluate", "--episodes", "many", "x"])
+    assert exit_.value.code == 2
+
+
+def test_settings_come_from_options_and_from_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.toml").write_text("[planner]\nhorizon = 3\niterations = 2\nbeta = [0.3, 0.1]\nlevels = [2]\n")
+    (tmp_path / "p.json").write_text('{"horizon": 3, "iterations": 2, "beta": [0.3, 0.1], "levels": [2]}')
+    want = sgp.SGP(3, 2, step_size=DEFAULT.step_size, beta=(0.3, 0.1), levels=(2,))
+    assert read_settings(tmp_path / "p.toml") == read_settings(tmp_path / "p.json") == want
+
+    def planner(*options: str) -> dict:
+        out = tmp_path / "e.json"
+        assert cli.main(["evaluate", str(run), "--episodes", "1", "--steps", "2", "--out", str(out), *options]) == 0
+        return json.loads(out.read_text())["planner"]
+
+    got = planner("--config", str(tmp_path / "p.toml"), "--planner.iterations", "5")
+    assert (got["horizon"], got["iterations"], got["beta"], got["levels"]) == (3, 5, [0.3, 0.1], [2])
+    got = planner("--planner.horizon", "2", "--planner.beta", "0.5", "--planner.step-size", "0.2", "0.1")
+    assert (got["horizon"], got["beta"], got["step_size"]) == (2, 0.5, [0.2, 0.1])
+    assert planner("--planner.levels", "1", "--planner.iterations", "2")["levels"] == 1
+    assert planner("--planner.levels", "1", "2", "--planner.iterations", "2")["levels"] == [1, 2]
+    assert planner()["iterations"] == DEFAULT.iterations
+    capsys.readouterr()
+
+    (tmp_path / "bad.toml").write_text("horizont = 3\n")
+    assert cli.main(["evaluate", str(run), f"--config={tmp_path / 'bad.toml'}"]) == 2
+    assert "horizont is no setting of the planner" in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text("{")
+    assert cli.main(["evaluate", str(run), "--config", str(tmp_path / "bad.json")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["evaluate", str(run), "--planner.iterations", "0"])
+    assert exit_.value.code == 2
+    assert "SGP.iterations is 0" in capsys.readouterr().err
+
+
+def test_evaluate_writes_what_it_prints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(run), "--episodes", "2", "--steps", "3", "--seed", "4"]) == 0
+    out = capsys.readouterr().out
+    data = json.loads((run / "evaluation-Hopper-v5.json").read_text())
+    assert data["seeds"] == [4, 5] and data["backend"] in ("eager", "compiled")
+    assert f"{data['return']['mean']:.1f}" in out
+    loaded = sgp.load_models(run)
+    problem = sgp.Problem(dynamics=loaded.dynamics, cost=loaded.cost, score=loaded.score, bounds=(-1.0, 1.0))
+    want = sgp.evaluate(sgp.MPC(problem, DEFAULT, 2, seed=4), "Hopper-v5", episodes=2, steps=3, seeds=4)
+    assert np.allclose(data["returns"], want.returns, rtol=1e-5)
+    assert cli.main(["evaluate", str(run), "--env", "Hoper-v5"]) == 2
+    assert "gymnasium cannot make 'Hoper-v5'" in capsys.readouterr().err
+
+
+def test_plan_writes_what_solve_plans(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x0 = np.random.default_rng(0).normal(size=(9, 11))
+    np.save(tmp_path / "x.npy", x0)
+    words = ["plan", str(run), str(tmp_path / "x.npy"), str(tmp_path / "p.npz"), "--seed", "3", "--chunk", "4", "--states"]
+    assert cli.main(words) == 0
+    assert "9 plans; " in capsys.readouterr().out
+    loaded = sgp.load_models(run)
+    problem = sgp.Problem(dynamics=loaded.dynamics, cost=loaded.cost, score=loaded.score, bounds=(-1.0, 1.0))
+    with np.load(tmp_path / "p.npz") as got:
+        assert np.allclose(got["u"], sgp.solve(problem, DEFAULT, x0, seed=3).u, atol=1e-4) and got["x"].shape == (9, 9, 11)
+    assert cli.main(words) == 0
+    assert "9 of them before this run" in capsys.readouterr().out
+    assert cli.main([*words, "--planner.beta", "2"]) == 2
+    assert "holds the plans of another run" in capsys.readouterr().err
+
+
+def test_from_data_to_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, home, plans = (str(tmp_path / name) for name in ("d.hdf5", "run", "p.parquet"))
+    assert cli.main(["data", "make", "hopper", "random", "--transitions", "600", "--output", data]) == 0
+    assert cli.main(["data", "info", data]) == 0
+    assert cli.main(["data", "convert", data, str(tmp_path / "d.npz")]) == 0
+    small = ["--config.steps", "4", "--config.width", "8", "--config.evaluate-every", "2", "--config.batch-size", "32"]
+    assert cli.main(["train", data, home, *small]) == 0
+    np.save(tmp_path / "x.npy", sgp.load_dataset(data).observations[:5])
+    assert cli.main(["plan", home, str(tmp_path / "x.npy"), plans]) == 0
+    assert cli.main(["evaluate", home, "--episodes", "2", "--steps", "3"]) == 0
+    assert "600" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "evaluation-Hopper-v5.json").read_text())["lengths"] == [3, 3]
