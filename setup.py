@@ -42,9 +42,7 @@ EXTRAS = {
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
-    "beartype>=0.23,<0.24",
     "hypothesis>=6.170,<7",
-    "jaxtyping>=0.3.11,<0.4",
     "pyright[nodejs]>=1.1.414,<1.2",
     "pytest>=9.2,<10",
     "pytest-xdist>=3.8,<4",
@@ -85,6 +83,7 @@ setup(
         "sgp_fast.bench": ["**/*.json", "**/*.toml", "**/*.md"],
         "sgp_fast.configs": ["*.json", "*.toml"],
         "sgp_fast.data": ["actors/*.safetensors"],
+        "sgp_fast.kernels.cpu": ["*.cpp", "*.h"],
         "sgp_fast.report": ["*.html.j2"],
     },
     install_requires=[

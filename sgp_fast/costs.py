@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .models import Network, Normalizer, _check_inputs
+from .models import Network, Normalizer, _check_inputs, check_unconditioned
 
 CostFunction = Callable[..., Tensor]
 
@@ -80,8 +80,7 @@ class LearnedCost(nn.Module):
     def __init__(self, network: Network, normalizer: Normalizer) -> None:
         super().__init__()
         _check_inputs("LearnedCost", network, normalizer)
-        if network.spec.outputs != 1:
-            raise ValueError(f"LearnedCost: the network has {network.spec.outputs} outputs; make it 1, a cost")
+        check_one_number("LearnedCost", network)
         self.network, self.normalizer = network, normalizer
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
@@ -102,8 +101,7 @@ class TerminalValue(nn.Module):
     def __init__(self, network: Network, normalizer: Normalizer) -> None:
         super().__init__()
         _check_inputs("TerminalValue", network, normalizer)
-        if network.spec.outputs != 1:
-            raise ValueError(f"TerminalValue: the network has {network.spec.outputs} outputs; make it 1, a value")
+        check_one_number("TerminalValue", network)
         self.network, self.normalizer = network, normalizer
 
     def value_and_grad(self, x: Tensor, goal: Tensor | None, params: Any) -> tuple[Tensor, Tensor]:
@@ -122,12 +120,12 @@ class CustomCost(nn.Module):
     def __init__(self, function: CostFunction) -> None:
         super().__init__()
         self.function = function
-        self._simple = takes(function, (5, 2), "Problem.cost", "(x, u, goal, t, params) or (x, u)") == 2
+        self.simple = takes(function, (5, 2), "Problem.cost", "(x, u, goal, t, params) or (x, u)") == 2
 
     def value_and_grad(
         self, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        extra = () if self._simple else (goal, t, params)
+        extra = () if self.simple else (goal, t, params)
         value, (grad_x, grad_u) = _autograd("cost", lambda x, u: self.function(x, u, *extra), x, u)
         return value, grad_x, grad_u
 
@@ -138,12 +136,18 @@ class CustomTerminal(nn.Module):
     def __init__(self, function: CostFunction) -> None:
         super().__init__()
         self.function = function
-        self._simple = takes(function, (3, 1), "Problem.terminal", "(x, goal, params) or (x)") == 1
+        self.simple = takes(function, (3, 1), "Problem.terminal", "(x, goal, params) or (x)") == 1
 
     def value_and_grad(self, x: Tensor, goal: Tensor | None, params: Any) -> tuple[Tensor, Tensor]:
-        extra = () if self._simple else (goal, params)
+        extra = () if self.simple else (goal, params)
         value, (grad,) = _autograd("terminal", lambda x: self.function(x, *extra), x)
         return value, grad
+
+
+def check_one_number(owner: str, network: Network) -> None:
+    check_unconditioned(owner, network)
+    if network.spec.outputs != 1:
+        raise ValueError(f"{owner}: the network has {network.spec.outputs} outputs; make it 1")
 
 
 def takes(function: Callable[..., Any], counts: tuple[int, ...], name: str, expected: str) -> int:
@@ -172,7 +176,10 @@ def _autograd(name: str, function: CostFunction, *inputs: Tensor) -> tuple[Tenso
         if value.shape != rows:
             raise ValueError(f"{name} gave shape {tuple(value.shape)} for rows {tuple(rows)}; expected one number a row")
         if not value.requires_grad:
-            return value, tuple(torch.zeros_like(z) for z in inputs)
+            raise ValueError(
+                f"{name} gave a value that is cut off from autograd (no_grad, detach or NumPy?): its gradient is unknown; "
+                "where it truly is constant, add 0 * x.sum()"
+            )
         grads = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
     return value.detach(), tuple(torch.zeros_like(z) if g is None else g for g, z in zip(grads, inputs, strict=True))
 

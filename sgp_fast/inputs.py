@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .costs import LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
+from .costs import CustomCost, CustomTerminal, LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
 from .plan import Plan
 from .problem import Problem
 
@@ -53,6 +53,9 @@ def read_inputs(problem: Problem, planner: SGP, x0: Any, *, goal: Any, params: A
         raise ValueError(f"x0 has nx={nx} features; the dynamics have nx={nx_model}")
     nu = problem.controls(nx)
     _check_sizes(problem, nx, nu)
+    for name, value in (("goal", goal), ("params", params)):
+        if value is not None and not _reads(problem, name):
+            raise ValueError(f"{name} is given, but no cost reads it; leave it out, or use a cost that does")
     low, high = _bounds(problem, planner, batch, nu, state, device)
 
     goal = problem.goal if goal is None else goal
@@ -121,7 +124,7 @@ def _device(problem: Problem, x0: Any) -> torch.device:
     return device
 
 
-def _tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _tensor(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
         try:
             value = torch.as_tensor(np.asarray(value))
@@ -129,8 +132,21 @@ def _tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) -> 
             raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array ({error})") from None
     if value.dtype.is_complex:
         raise TypeError(f"{name} is {value.dtype}; expected real numbers")
-    value = value.detach().to(device=device, dtype=dtype)
+    value = value.detach().to(device=device, dtype=dtype or value.dtype)
     return value.clone() if value.is_inference() else value  # autograd models cannot save inference tensors
+
+
+def _reads(problem: Problem, name: str) -> bool:
+    """Whether a cost can read the problems' goal or params. Costs with a gradient of their own say nothing, and may."""
+    for part in (problem.cost, problem.terminal):
+        if part is None or isinstance(part, (LearnedCost, TerminalValue)):
+            continue
+        if isinstance(part, (QuadraticCost, QuadraticTerminal)) and name == "params":
+            continue
+        if isinstance(part, (CustomCost, CustomTerminal)) and part.simple:
+            continue
+        return True
+    return False
 
 
 def _check_sizes(problem: Problem, nx: int, nu: int) -> None:
@@ -173,7 +189,7 @@ def _bounds(
     low, high = sides
     if not bool((low < high).all()):  # also refuses NaN
         raise ValueError("bounds: some low is not below its high; give low < high for every control")
-    if planner.bounding == "tanh" and not bool((low.isfinite() & high.isfinite()).all()):
+    if planner.bounding == "tanh" and not bool((low.isfinite() & high.isfinite() & (high - low).isfinite()).all()):
         raise ValueError("SGP.bounding='tanh' needs finite bounds; use bounding='project' for controls without a limit")
     return low, high
 
@@ -204,7 +220,9 @@ def _params(params: Any, batch: int, dtype: torch.dtype, device: torch.device) -
     items = params if isinstance(params, dict) else {"params": params}
     out = {}
     for name, value in items.items():
-        tensor = _tensor(f"params[{name!r}]", value, dtype, device)
+        tensor = _tensor(f"params[{name!r}]", value, None, device)
+        if tensor.is_floating_point():  # whole numbers and masks stay what they are: they index and select
+            tensor = tensor.to(dtype)
         if tensor.ndim == 0 or len(tensor) != batch:
             raise ValueError(f"params[{name!r}] has shape {tuple(tensor.shape)}; expected [{batch}, …], a row a problem")
         out[name] = tensor

@@ -110,6 +110,7 @@ class Dynamics(nn.Module):
         super().__init__()
         nx = network.spec.outputs
         _check_inputs("Dynamics", network, normalizer)
+        check_unconditioned("Dynamics", network)
         scale = normalizer.k[:nx] if scale is None else scale
         if scale.shape != (nx,):
             raise ValueError(f"Dynamics: scale has shape {tuple(scale.shape)}; the network's output makes it [{nx}]")
@@ -158,8 +159,15 @@ class Score(nn.Module):
     ) -> None:
         super().__init__()
         _check_inputs("Score", network, normalizer)
+        spec = network.spec
+        if spec.outputs != spec.inputs:
+            raise ValueError(f"Score: the network maps {spec.inputs} features to {spec.outputs}; a score has as many as z")
+        if spec.time is not None or (spec.condition_width and not spec.levels):
+            raise ValueError("Score: the network must be conditioned by a table of noise levels, or not at all; set levels")
         if sigmas.ndim != 1 or not bool((sigmas > 0).all()):
             raise ValueError(f"Score: sigmas is {sigmas}; expected [levels] of positive noise levels")
+        if not bool((sigmas.diff() <= 0).all()):
+            raise ValueError(f"Score: sigmas is {sigmas}; expected the largest first: planning anneals to the last")
         if network.spec.levels not in (0, len(sigmas)):
             raise ValueError(f"Score: {len(sigmas)} sigmas for a network with {network.spec.levels} levels; give as many")
         if output not in ("score", "noise") or variables not in ("xu", "xux"):
@@ -250,6 +258,12 @@ def _initial(
         return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
     bound = shapes[f"{name.rsplit('.', 1)[0]}.weight"][1] ** -0.5
     return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+
+def check_unconditioned(owner: str, network: Network) -> None:
+    """Refuse a network that wants a noise level or a time where there is none."""
+    if network.spec.condition_width:
+        raise ValueError(f"{owner}: the network is conditioned on a level or time, and is given none; leave it out")
 
 
 def _check_inputs(owner: str, network: Network, normalizer: Normalizer) -> None:

@@ -6,8 +6,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from numbers import Integral
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +20,6 @@ from .inputs import problem_rows, read_inputs, starting_controls
 from .models import Network
 from .plan import Plan
 from .problem import Problem
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Precision = Literal["float32", "float64", "bfloat16"]
 
@@ -43,8 +42,8 @@ class SGP:
     start_spread    standard deviation of random starts, around zero or around the controls that `init` gives
     adam            β₁, β₂ and ε of Adam, restarted at every plan unless `keep_moments`
     clip_gradient   largest norm of one problem's gradient, over horizon and controls; None: no limit
-    tolerance       a problem has converged, and stops, when the norm of its projected gradient is below this after all
-                    schedules have ended; 0 never stops
+    tolerance       a problem has converged, and stops, when the norm of its projected gradient `u − clip(u − g)` is below
+                    this after all schedules have ended; 0 never stops
     precision       "float64", "float32", or "bfloat16" for the networks' products only (all else in float32)
     record_cost     keep the task cost of every iteration in `Plan.history`
     keep_moments    keep Adam's moments in the plan, and go on from those of `init`
@@ -70,12 +69,17 @@ class SGP:
     def __post_init__(self) -> None:
         for name in ("step_size", "beta", "levels", "adam"):  # tables may come as lists; a frozen value holds tuples
             value = getattr(self, name)
+            value = value.item() if isinstance(value, (np.generic, Tensor)) and value.ndim == 0 else value
+            object.__setattr__(self, name, value)
             if value is not None and not isinstance(value, (int, float)):
                 object.__setattr__(self, name, tuple(value))
         for name in ("horizon", "iterations", "starts"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"SGP.{name} is {value!r}; expected a whole number of at least 1")
+        levels = self.levels if isinstance(self.levels, tuple) else (self.levels,)
+        if self.levels is not None and not all(isinstance(level, (int, np.integer)) and level >= 0 for level in levels):
+            raise ValueError(f"SGP.levels is {self.levels!r}; expected indices into the score's sigmas, from 0")
         if self.bounding not in ("project", "tanh"):
             raise ValueError(f"SGP.bounding is {self.bounding!r}; expected 'project' or 'tanh'")
         if self.precision not in ("float32", "float64", "bfloat16"):
@@ -132,7 +136,8 @@ def solve(
     init          controls `[B, T, nu]` or a Plan to start from; without it they start at `start_spread`·normal from `seed`
     seed          of the random starts; None is 0. Problem i's numbers depend on the seed and on i alone
     backend       "auto", "eager" or "compiled"; `Plan.stats` says what ran and why
-    time_limit_s  no iteration is begun after this many seconds; the last iterate is returned
+    time_limit_s  no iteration is begun after this many seconds, counted from when the models are prepared and shared among
+                  chunks; the last iterate is returned
     callback      called with an `Iteration` before each step
 
     A problem that diverges has `Status.DIVERGED` and disturbs no other. Wrong arguments raise before any work.
@@ -149,20 +154,24 @@ def _solve(
     inputs = read_inputs(problem, planner, x0, goal=goal, params=params, init=init)
     if xT is not None:
         raise ValueError("xT is given, but single shooting has a free end; use a terminal cost that draws x_T to it")
+    if seed is not None and not isinstance(seed, Integral):
+        raise TypeError(f"seed is {seed!r}; expected a whole number, or None")
     if time_limit_s is not None and not time_limit_s > 0:
         raise ValueError(f"time_limit_s is {time_limit_s}; expected a positive number of seconds, or None")
     tables = _tables(problem, planner)
-    chosen = choose(backend, problem, planner, inputs.x0.device, len(inputs.x0))
+    chosen = choose(backend, problem, planner, inputs.x0.device, len(inputs.x0), callback)
     prepared = chosen.prepare(problem, planner, inputs.x0.device)
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
 
     chunk = _chunk_size(problem, planner, inputs.nx, inputs.nu)
-    plans = []
-    for first in range(0, len(inputs.x0), chunk):
+    plans, chunks = [], range(0, len(inputs.x0), chunk)
+    for number, first in enumerate(chunks):
+        now = time.monotonic()  # chunks share the time that is left alike: none may starve those behind it
+        until = now + (deadline - now) / (len(chunks) - number) if deadline < math.inf else math.inf
         rows = problem_rows(inputs, slice(first, first + chunk))
         controls = starting_controls(planner, rows, seed or 0, first)
         job = Job(
-            problem=prepared, planner=planner, tables=tables, first=first, deadline=deadline, callback=callback,
+            problem=prepared, planner=planner, tables=tables, first=first, deadline=until, callback=callback,
             x0=rows.x0, u=controls, low=rows.low, high=rows.high, goal=rows.goal, params=rows.params, moments=rows.moments,
         )  # fmt: skip
         plans.append(_best_start(chosen.run(job), planner.starts))
@@ -178,7 +187,7 @@ def _solve(
         "beta": list(tables.beta),
         "sigma": list(tables.sigma),
         "step_size": list(tables.step_size),
-    }
+    } | plans[0].stats  # what the backend has to say
     return Plan.concatenate(plans, stats) if len(plans) > 1 else replace(plans[0], stats=stats)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .costs import Cost, CustomCost, CustomTerminal, TerminalCost, takes
-from .models import Dynamics, Score, cast
+from .models import Dynamics, Network, Score, cast
 
 Bounds = tuple[Any, Any]
 
@@ -37,12 +37,15 @@ class AutogradDynamics(nn.Module):
         with torch.enable_grad():
             leaves = (x.detach().requires_grad_(), u.detach().requires_grad_())
             out = self.module(*leaves)
+        if not out.requires_grad:
+            raise ValueError(
+                "dynamics gave a result that is cut off from autograd (no_grad, detach or NumPy?): its gradient is unknown; "
+                "where it truly is constant, add 0 * (x.sum() + u.sum())"
+            )
         if out.shape != x.shape:
             raise ValueError(f"dynamics gave shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; expected the same")
 
         def pullback(costate: Tensor) -> tuple[Tensor, Tensor]:
-            if not out.requires_grad:
-                return torch.zeros_like(x), torch.zeros_like(u)
             grads = torch.autograd.grad(out, leaves, costate, allow_unused=True)
             g_x, g_u = (torch.zeros_like(z) if g is None else g for g, z in zip(grads, leaves, strict=True))
             return g_x, g_u
@@ -82,6 +85,9 @@ class Problem:
             raise TypeError(f"Problem.score is a {type(self.score).__name__}; expected a Score, or None to plan without one")
         if self.score is not None and self.score.variables != "xu":
             raise ValueError("Problem.score is a score of (x, u, x'); shooting needs one of (x, u)")
+        for name in ("dynamics", "cost", "terminal"):
+            if isinstance(getattr(self, name), Network):
+                raise TypeError(f"Problem.{name} is a bare Network; wrap it in Dynamics, LearnedCost or TerminalValue")
         if not isinstance(self.dynamics, DynamicsModel):
             set_(self, "dynamics", AutogradDynamics(_callable("dynamics", self.dynamics)))
         if isinstance(self.cost, Cost):

@@ -7,6 +7,7 @@ import torch
 
 import sgp_fast as sgp
 from sgp_fast.backends.bounding import Bounding
+from sgp_fast.plan import Status
 from tests import cases
 from tests.cases import F64, NU, Backend, Recorder, every_backend, planner, relative
 
@@ -126,3 +127,14 @@ def test_at_a_constrained_optimum_the_projected_gradient_is_zero_and_the_problem
     assert (plan.status == sgp.Status.CONVERGED).all() and (plan.iterations < 600).all()
     assert plan.grad_norm.max() < 1e-6
     assert (plan.u - target.clamp(-1, 1)).abs().max() < 1e-6
+
+
+@every_backend
+def test_a_wrong_bound_is_no_optimum(backend: Backend) -> None:
+    """A step so long that tanh saturates: its gradient in v vanishes there, the one in u does not."""
+    problem = sgp.Problem(
+        dynamics=lambda x, u: x + u, cost=lambda x, u: (u - 0.5).square().sum(-1), bounds=(-1.0, 1.0), nu=NU
+    )
+    settings = planner(bounding="tanh", step_size=20.0, iterations=1, tolerance=1e-3)
+    plan = sgp.solve(problem, settings, torch.zeros(1, NU), init=torch.zeros(1, settings.horizon, NU), backend=backend.name)
+    assert (plan.u > 0.999).all() and plan.grad_norm > 1 and plan.status.tolist() == [Status.LIMIT]

@@ -48,9 +48,12 @@ class Bounding:
         """The nearest decision variables within the limits."""
         return v if self.low is None or self.kind == "tanh" else torch.clamp(v, self.low, self.high)
 
-    def projected(self, v: Tensor, g: Tensor) -> Tensor:
-        """The gradient, less what would only push against a limit: `v − project(v − g)`. Zero at a constrained optimum."""
-        return g if self.low is None or self.kind == "tanh" else v - self.project(v - g)
+    def projected(self, u: Tensor, grad_u: Tensor) -> Tensor:
+        """The gradient in u, less what would only push against a limit: `u − clip(u − g)`. Zero at a constrained optimum.
+
+        In u for both kinds: the gradient in v of tanh vanishes at either limit, the wrong one too.
+        """
+        return grad_u if self.low is None else u - torch.clamp(u - grad_u, self.low, self.high)
 
     def _middle(self) -> tuple[Tensor, Tensor]:
         assert self.low is not None and self.high is not None

@@ -146,13 +146,18 @@ def norm(g: Tensor) -> Tensor:
     return g.square().sum((0, 2)).sqrt()
 
 
-def judge(planner: SGP, search: Search, bounding: Bounding, g: Tensor, settled: bool) -> Search:
-    """Stop the rows whose gradient is not finite, and those whose projected gradient is small once the schedules ended."""
-    finite = g.isfinite().all(2).all(0)
+def judge(
+    planner: SGP, search: Search, bounding: Bounding, u: Tensor, grad_u: Tensor, settled: bool
+) -> Search:
+    """Stop the rows whose gradient is not finite, and those whose projected gradient is small once the schedules ended.
+
+    A gradient whose square overflows counts as not finite: Adam's second moment would hold the row fast from then on.
+    """
+    finite = norm(grad_u).isfinite()
     diverged = search.active & ~finite
     converged = torch.zeros_like(diverged)
     if settled and planner.tolerance > 0:
-        converged = search.active & (norm(bounding.projected(search.v, g)) < planner.tolerance)
+        converged = search.active & (norm(bounding.projected(u, grad_u)) < planner.tolerance)
     return replace(
         search,
         v=torch.where(diverged[:, None], search.good, search.v),
@@ -167,15 +172,14 @@ def start(job: Job) -> tuple[Conditions, Bounding, Search]:
     """The job as a backend holds it: conditions with a row a start, the bounds, and the search before its first step."""
     planner, starts = job.planner, job.planner.starts
 
-    def rows(t: Any) -> Any:
+    def rows(t: Tensor | None) -> Any:
         if t is None or starts == 1:
             return t
-        if isinstance(t, dict):
-            return {name: rows(value) for name, value in t.items()}
         return t if len(t) == 1 < len(job.x0) else t.repeat_interleave(starts, 0)
 
     t = torch.arange(planner.horizon, device=job.x0.device)[:, None]
-    at = Conditions(rows(job.x0), rows(job.goal), rows(job.params), t)
+    params = {name: rows(p) for name, p in job.params.items()} if isinstance(job.params, dict) else rows(job.params)
+    at = Conditions(rows(job.x0), rows(job.goal), params, t)
     bounding = Bounding(planner.bounding, rows(job.low), rows(job.high))
     v = bounding.variable(job.u.transpose(0, 1).clone(memory_format=torch.contiguous_format))
     m, s, count = torch.zeros_like(v), torch.zeros_like(v), torch.zeros_like(v[0, :, 0])
@@ -190,14 +194,22 @@ def finish(
 ) -> Plan:
     """The plan at the last iterate: one more pass for its states, costs, status and telemetry."""
     problem, planner, tables = job.problem, job.planner, job.tables
-    beta, level, sigma = tables.beta[-1], tables.levels[-1], tables.sigma[-1]
     while True:
         u = bounding.control(search.v)
-        e = evaluate(problem, at, u, level, beta)
-        g = bounding.pull(search.v, e.grad_u)
-        before, search = search.diverged, judge(planner, search, bounding, g, settled)
+        e = evaluate(problem, at, u, tables.levels[-1], tables.beta[-1])
+        before, search = search.diverged, judge(planner, search, bounding, u, e.grad_u, settled)
         if torch.equal(search.diverged, before):
             break  # else the last step led some rows astray: once more, from where they were before it
+    return conclude(job, bounding, search, e, taken, history)
+
+
+def conclude(
+    job: Job, bounding: Bounding, search: Search, e: Evaluation, taken: Tensor, history: Tensor | None
+) -> Plan:
+    """The plan at an iterate that has been judged; `e` is its evaluation, at the last level and β."""
+    problem, planner, tables = job.problem, job.planner, job.tables
+    beta, sigma = tables.beta[-1], tables.sigma[-1]
+    u = bounding.control(search.v)
     finite = e.x.isfinite().all(2).all(0) & e.cost.isfinite()
     status = torch.full_like(search.count, Status.LIMIT, dtype=torch.int8)
     status[search.converged] = int(Status.CONVERGED)
@@ -215,7 +227,7 @@ def finish(
         terms={"running": e.running.T.contiguous(), "terminal": e.terminal, "change": e.change, "penalty": penalty},
         status=status,
         score_norm=score_norm.T.contiguous(),
-        grad_norm=norm(bounding.projected(search.v, g)),
+        grad_norm=norm(bounding.projected(u, e.grad_u)),
         iterations=taken,
         history=history,
         moments=moments,
@@ -235,12 +247,11 @@ def run(job: Job) -> Plan:
             break
         u = bounding.control(search.v)
         e = evaluate(problem, at, u, tables.levels[i], tables.beta[i])
-        full = bounding.pull(search.v, e.grad_u)
-        g = clip(full, planner.clip_gradient)
+        g = clip(bounding.pull(search.v, e.grad_u), planner.clip_gradient)
         report(job, i, u, e, g)
         if planner.record_cost:
             costs.append(torch.where(search.active, e.cost, torch.nan))
-        search = judge(planner, search, bounding, full, settled=i >= tables.settled)
+        search = judge(planner, search, bounding, u, e.grad_u, settled=i >= tables.settled)
         # Only a converging search can end early, and asking a GPU costs a synchronisation.
         if planner.tolerance > 0 and (g.device.type == "cpu" or i % 10 == 9) and not bool(search.active.any()):
             break

@@ -32,7 +32,8 @@ class Iteration:
     """What a callback sees before a step. Tensors are the planner's own: read them, do not keep or change them.
 
     `first` is the number of the chunk's first problem and rows are starts of problems. `u [R, T, nu]`, `x [R, T+1, nx]`,
-    task `cost [R]`, `score [R, T, nx+nu]` (raw; None without a score), `grad_u [R, T, nu]` as Adam receives it.
+    task `cost [R]`, `score [R, T, nx+nu]` (raw; None without a score), `grad_u [R, T, nu]` as Adam receives it: clipped,
+    and with tanh bounds the gradient in v.
     """
 
     index: int
@@ -80,7 +81,7 @@ class Backend(Protocol):
     def reason(self) -> str: ...
 
     def prepare(self, problem: Problem, planner: SGP, device: torch.device) -> Any:
-        """The problem as this backend wants it; kept while the weights stay as they are."""
+        """The problem as this backend wants it."""
         ...
 
     def run(self, job: Job) -> Plan:

@@ -1,7 +1,7 @@
 """Recorded results of the published planner, and the problems that they were recorded from.
 
 A file holds inputs, weights, and results in float64, and its configuration as JSON. `load_case` builds our own problem and
-planner from it; `check_case` plans and compares.
+planner from it; `plan_case` plans, and `errors` compares.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sgp_fast.models import Network
 
 FOLDER = Path(__file__).parent
 SHOOTING = ("ncss", "ss")
+TINY = 1e-300  # a recorded zero is met by a zero
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def load_case(path: Path, precision: str = "float64") -> Case:
             t = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iteration protocol)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: its configuration is a {type(config).__name__}; expected an object")
     if config.get("kind") not in SHOOTING:
         raise ValueError(f"{path} is of kind {config.get('kind')!r}; expected one of {', '.join(SHOOTING)}")
     nx, nu, width, layers = (config[key] for key in ("nx", "nu", "width", "hidden_layers"))
@@ -54,6 +57,8 @@ def load_case(path: Path, precision: str = "float64") -> Case:
     dynamics = sgp.Dynamics(_network(t, "dynamics", mlp(nx + nu, nx, norm=True, **body)), _normalizer(t, "dynamics"))
     score_net = mlp(nx + nu, nx + nu, norm=conditioned, levels=levels, **body)
     score = sgp.Score(_network(t, "score", score_net), _normalizer(t, "score"), t["sigmas"])
+    if config["cost"] not in ("nn", "quad"):
+        raise ValueError(f"{path} has cost {config['cost']!r}; expected 'nn' or 'quad'")
     if config["cost"] == "nn":
         cost = sgp.LearnedCost(_network(t, "cost", mlp(nx + nu, 1, norm=True, **body)), _normalizer(t, "cost"))
         terminal = None
@@ -96,10 +101,12 @@ def errors(case: Case, results: dict[str, Tensor]) -> dict[str, float]:
     out = {}
     for name, want in case.expected.items():
         got = results[name].to(want.dtype)
+        if got.shape != want.shape:
+            raise ValueError(f"{name} is recorded with shape {list(want.shape)}, and ours is {list(got.shape)}")
         if name == "loss_per_iteration":
-            out[name] = ((got - want).abs() / want.abs()).max().item()
+            out[name] = ((got - want).abs() / want.abs().clamp(min=TINY)).max().item()
         else:
-            out[name] = ((got - want).norm() / want.norm()).item()
+            out[name] = ((got - want).norm() / want.norm().clamp(min=TINY)).item()
     return out
 
 
@@ -126,7 +133,10 @@ def _network(t: dict[str, Tensor], part: str, spec: sgp.NetworkSpec) -> Network:
                     weights[f"layers.{i}.norm.{kind}"] = published[f"mlp.{number + 1}.{kind}"]
             number += 3 if layer.norm else 2  # product, norm if any, activation
     network = Network(spec).double()
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the recorded weights of {part} are not those of its configuration: {error}") from None
     return network.requires_grad_(False)
 
 

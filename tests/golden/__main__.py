@@ -1,4 +1,4 @@
-"""Check recorded files: `python -m tests.golden FILE… --rtol 1e-9`. A line a file; exits 1 above the tolerance."""
+"""Check recorded shooting cases: `python -m tests.golden FILE… --rtol 1e-9`. A line a file; exits 1 above the tolerance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         key, worst = max(found.items(), key=lambda item: item[1] if item[1] == item[1] else float("inf"))
         good = worst <= options.rtol  # a NaN is not
         failed += not good
-        print(f"{'ok  ' if good else 'FAIL'} {path.name}: {key} {worst:.1e} (rtol {options.rtol:.0e})")
+        print(f"{'ok  ' if good else 'FAIL'} {path.name}: {key} {worst:.1e} (rtol {options.rtol:g})")
     return 1 if failed else 0
 
 

@@ -74,7 +74,7 @@ def test_score_matching_loss_of_a_linear_score_on_a_gaussian(output: str, sigma:
         with torch.no_grad():
             network.weights["layers.0.weight"].fill_(a * (sigma if output == "noise" else 1.0))
             network.weights["layers.0.bias"].zero_()
-        sigmas = torch.tensor([0.5, sigma], dtype=F64)
+        sigmas = torch.tensor([2.0, sigma], dtype=F64)
         score = sgp.Score(network, units, sigmas, output)  # pyright: ignore[reportArgumentType]
         level = torch.ones(len(z), dtype=torch.long)
         return float((mass * score_matching_loss(score, z * units.k + units.b, level, noise).detach()).sum())

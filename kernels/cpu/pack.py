@@ -1,0 +1,202 @@
+"""Networks as the engine reads them: weights in panels, everything else padded, behind the structures of plan.h.
+
+`network.h` and `products.h` say what the layout is for; the structures below mirror those of `network.h` and `plan.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from ctypes import c_double, c_float, c_int32, c_void_p
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..network import Activation, Layer, NetworkSpec
+from .build import Engine
+
+Products = Literal["fp32", "bf16", "bf16x6"]
+# In the order of the enumerations in products.h, activations.h and network.h.
+PRODUCTS: tuple[Products, ...] = get_args(Products)
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+CONDITIONS = ("none", "multiply", "add")
+# Rows are padded to this: a multiple of every vector and of the pairs of a bfloat16 product.
+PAD = 64
+HUGE_PAGE = 2 << 20
+
+
+class CPanels(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("columns", c_int32), ("width", c_int32)]
+
+
+class CLayer(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("inputs", "width", "activation", "condition", "residual", "reserved")),
+        ("weight", CPanels),
+        ("transposed", CPanels),
+        *((name, c_void_p) for name in ("bias", "gamma", "beta")),
+    ]
+
+
+class CNetwork(ctypes.Structure):
+    _fields_ = [
+        ("layers", c_void_p),
+        *((name, c_int32) for name in ("count", "table_stride")),
+        *((name, c_void_p) for name in ("table", "shift", "scale")),
+    ]
+
+
+class CQuadratic(ctypes.Structure):
+    _fields_ = [("matrix", c_void_p), ("goal", c_void_p), ("n", c_int32), ("goal_stride", c_int32)]
+
+
+class CCost(ctypes.Structure):
+    _fields_ = [("network", c_void_p), ("x", CQuadratic), ("u", CQuadratic), ("sign", c_float), ("present", c_int32)]
+
+
+class CPlan(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("rows", "horizon", "nx", "nu", "iterations", "settled", "products")),
+        *((name, c_int32) for name in ("threads", "by_columns", "block_rows", "pass_rows", "tanh_bounds")),
+        *((name, c_void_p) for name in ("dynamics", "score", "dynamics_scale", "score_sigma")),
+        ("running", CCost),
+        ("terminal", CCost),
+        ("control_change", c_float),
+        *((name, c_void_p) for name in ("beta", "step_size", "level")),
+        ("adam", c_double * 3),
+        *((name, c_double) for name in ("clip", "tolerance", "seconds")),
+        *((name, c_void_p) for name in ("x0", "low", "high")),
+        *((name, c_int32) for name in ("bound_stride", "reserved")),
+        *((name, c_void_p) for name in ("v", "m", "s", "count", "active", "diverged", "converged", "taken", "history")),
+        *((name, c_void_p) for name in ("x", "costate", "grad_u", "running_cost", "terminal_cost", "change_cost")),
+        ("score_value", c_void_p),
+    ]
+
+
+def check_layout(engine: Engine) -> None:
+    """Raise where the structures here are not those of the library."""
+    theirs = (c_int32 * 4)()
+    engine.library.sgp_sizes(theirs)
+    ours = [ctypes.sizeof(kind) for kind in (CLayer, CNetwork, CCost, CPlan)]
+    if list(theirs) != ours:
+        raise RuntimeError(f"structures of {ours} bytes here and {list(theirs)} in {engine.path}; delete that file")
+
+
+def uncovered(spec: NetworkSpec, table: bool = False) -> str | None:
+    """Why the engine does not cover a network, or None. `table`: it may be conditioned, by its own table."""
+    if spec.time is not None:
+        return "a network with a time embedding"
+    if any(not isinstance(layer, Layer) for layer in spec.layers):
+        return "a network with pre-norm blocks"
+    if any(isinstance(layer, Layer) and layer.condition != "none" for layer in spec.layers) and not (table and spec.levels):
+        return "a network that is conditioned by something else than a score's own table"
+    return None
+
+
+class Store:
+    """Memory for the weights of a problem, side by side on huge pages.
+
+    The weights of a small network span hundreds of ordinary pages, more than the processor keeps addresses of, and one plan
+    reads them all again for every step: with pages of 2 MiB one plan at 4×256 took 8 ms, with ordinary ones 12.
+    """
+
+    CHUNK = 16 << 20
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._chunks: list[Tensor] = []
+        self._next = self._end = 0
+
+    def put(self, t: Tensor) -> int:
+        """Copy a tensor in; its address, at the start of a page, stays valid for as long as this store is."""
+        t = t.contiguous()
+        size = -(-t.numel() * t.element_size() // 4096) * 4096
+        if self._next + size > self._end:
+            chunk = torch.empty(max(self.CHUNK, size) + HUGE_PAGE, dtype=torch.uint8)
+            self._chunks.append(chunk)
+            self._next = -(-chunk.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+            self._end = chunk.data_ptr() + len(chunk)
+            self.engine.library.sgp_prefer_huge_pages(self._next, self._end - self._next)
+        address, self._next = self._next, self._next + size
+        ctypes.memmove(address, t.data_ptr(), t.numel() * t.element_size())
+        return address
+
+
+class PackedNetwork:
+    """A network's weights in panels for `products`, with its normaliser `z̄ = (z − shift)/scale`; `struct` is the C view.
+
+    `wide` panels are for few rows, whose products are bound by reading the weights in order; see `_panel_width`.
+    """
+
+    def __init__(
+        self, store: Store, spec: NetworkSpec, weights: Mapping[str, Tensor], shift: Tensor, scale: Tensor,
+        products: Products, wide: bool,
+    ) -> None:  # fmt: skip
+        self._store = store
+        layers = (CLayer * len(spec.layers))()
+        for index, (layer, c) in enumerate(zip(spec.layers, layers, strict=True)):
+            assert isinstance(layer, Layer)
+            name = f"layers.{index}"
+            w = weights[f"{name}.weight"].float()
+            c.width, c.inputs = w.shape
+            c.activation, c.condition = ACTIVATIONS.index(layer.activation), CONDITIONS.index(layer.condition)
+            c.residual = layer.residual
+            c.weight, c.transposed = (self._panels(m, products, wide) for m in (w.T, w))
+            c.bias = self._row(weights[f"{name}.bias"])
+            if layer.norm:
+                c.gamma, c.beta = self._row(weights[f"{name}.norm.weight"]), self._row(weights[f"{name}.norm.bias"])
+        self.struct = CNetwork(layers=ctypes.addressof(layers), count=len(layers))
+        self.struct.shift, self.struct.scale = self._row(shift), self._row(scale)
+        if spec.levels:
+            table = weights["embedding"]
+            self.struct.table_stride = -(-table.shape[-1] // PAD) * PAD
+            self.struct.table = self._row(table)
+        self._layers = layers  # the structure points to them
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.struct)
+
+    def _row(self, t: Tensor) -> int:
+        """Vectors, padded with zeros to whole `PAD`."""
+        return self._store.put(torch.nn.functional.pad(t.float(), (0, -t.shape[-1] % PAD)))
+
+    def _panels(self, matrix: Tensor, products: Products, wide: bool) -> CPanels:
+        width = _panel_width(self._store.engine, matrix.shape[1], products, wide)
+        whole = width if products == "fp32" else max(width, 32)
+        columns = -(-matrix.shape[1] // whole) * whole
+        return CPanels(self._store.put(pack(matrix, products, width)), columns, width)
+
+
+def pack(matrix: Tensor, products: Products, width: int) -> Tensor:
+    """A matrix `[K, N]` in panels of `width` columns: `[panel, K, width]` in float32.
+
+    In bfloat16 `[plane, panel, K/2, width, 2]`, where the planes (one, or three for six products) add up to the matrix.
+    """
+    K, N = matrix.shape
+    whole = width if products == "fp32" else max(width, 32)
+    padded = torch.zeros(K if products == "fp32" else -(-K // 32) * 32, -(-N // whole) * whole)
+    padded[:K, :N] = matrix
+    if products == "fp32":
+        return padded.view(K, -1, width).permute(1, 0, 2).contiguous()
+    planes = []
+    for _ in range(1 if products == "bf16" else 3):
+        half = padded.bfloat16()
+        padded = padded - half.float()
+        planes.append(half.view(len(padded) // 2, 2, -1, width).permute(2, 0, 3, 1))
+    return torch.stack(planes)
+
+
+def _panel_width(engine: Engine, columns: int, products: Products, wide: bool) -> int:
+    """Columns of a panel.
+
+    A full panel fills the registers of the micro-kernel. A matrix of few columns (the last layer of a network) takes narrow
+    ones, of one vector, so that less is multiplied by padding. Matrix tiles want 32, two tiles side by side: panels of 64
+    were 4 to 16% slower there, at 32 rows and more. For a few rows, which go without tiles, panels are full.
+    """
+    full = engine.lanes * engine.vectors
+    if products == "fp32":
+        return full if columns >= 2 * full else engine.lanes
+    narrow = max(32, engine.lanes) if engine.tiles else min(full, 32)
+    return full if wide and columns >= 2 * full else narrow

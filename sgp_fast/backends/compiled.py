@@ -1,0 +1,320 @@
+"""The planner on CPUs in native code: `kernels.cpu` runs all iterations of a chunk in one call; see there for how.
+
+It covers problems made of our own parts: `Dynamics`, `Score`, `LearnedCost` and `TerminalValue` over networks of `Layer`s,
+quadratic costs, every option of the planner but float64. `why_not` names what it does not cover.
+
+Which products. In float32 the engine multiplies in float32, or, where the processor has matrix tiles, as six bfloat16
+products, whose error is that of float32 (`tests/test_compiled.py` holds it). Which of the two is a rule of the number of
+problems a thread, not a measurement, so that two processes on one machine multiply alike. `Plan.stats["products"]` tells.
+
+How the work is divided among threads is measured, where there is a choice: the first call of a size runs one iteration each
+way and keeps the fastest for the process. That changes no result but by the rounding of one-row products.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..costs import LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
+from ..kernels.cpu import CCost, CPlan, CQuadratic, Engine, PackedNetwork, Products, Store, check_layout, uncovered
+from ..kernels.cpu.pack import PRODUCTS
+from ..models import Dynamics, Network
+from ..plan import Plan
+from ..problem import Problem
+from .bounding import Bounding
+from .eager import Conditions, Evaluation, Search, conclude, start
+from .job import Iteration, Job
+from .prepared import Version, version
+
+if TYPE_CHECKING:
+    from ..planner import SGP
+
+# Rows that one thread plans together: two tiles, and enough for every micro-kernel; a block's activations stay in its cache.
+BLOCK_ROWS = 32
+# Rows of a pass over all T·R rows of score and cost. More read the weights less often, and fall out of the cache sooner: 64
+# and 256 were alike for 64 problems at width 256.
+PASS_ROWS = 64
+# From so many problems a thread on, six bfloat16 products beat float32: a tile has 16 rows, and below they are partly empty.
+# Measured at widths 256 and 1024 on two threads: slower at 4, 8 and 12 problems a thread, faster from 16 on.
+SIX_PRODUCTS_FROM = 16
+WORDS = {"fp32": "fp32", "bf16": "bf16", "bf16x6": "fp32 as six bf16 products"}
+
+
+def why_not(
+    problem: Problem, planner: SGP, device: torch.device, callback: Callable[[Iteration], None] | None
+) -> str | None:
+    """None where this backend covers the problem, else what it does not cover."""
+    if device.type != "cpu":
+        return f"native code runs on the CPU, and the models are on {device}"
+    if planner.precision == "float64":
+        return "native code plans in float32 and bfloat16, not in float64"
+    if callback is not None:
+        return "a callback wants to see every iteration, and native code runs them all in one call"
+    dynamics, score, cost, terminal = problem.dynamics, problem.score, problem.cost, problem.terminal
+    if type(dynamics) is not Dynamics:
+        return f"the dynamics are a {type(dynamics).__name__}, not a sgp_fast Dynamics"
+    if type(cost) not in (LearnedCost, QuadraticCost):
+        return f"the cost is a {type(cost).__name__}, not a LearnedCost or QuadraticCost"
+    if type(terminal) not in (type(None), TerminalValue, QuadraticTerminal):
+        return f"the terminal cost is a {type(terminal).__name__}, not a TerminalValue or QuadraticTerminal"
+    nx, nz = dynamics.nx, dynamics.network.spec.inputs
+    for name, part in (("dynamics", dynamics), ("score", score), ("cost", cost), ("terminal cost", terminal)):
+        network = getattr(part, "network", None)
+        if network is None:
+            continue
+        if type(network) is not Network:
+            return f"the {name} hold a {type(network).__name__}, not a sgp_fast Network"
+        if (why := uncovered(network.spec, table=name == "score")) is not None:
+            return f"the {name} hold {why}"
+        if network.spec.inputs != (nx if name == "terminal cost" else nz):
+            return f"the {name} take {network.spec.inputs} inputs where the dynamics have nx={nx} and nu={nz - nx}"
+    sizes = [("cost", nx, getattr(cost, "Q", None)), ("cost", nz - nx, getattr(cost, "R", None))]
+    for name, size, matrix in (*sizes, ("terminal cost", nx, getattr(terminal, "Q", None))):
+        if matrix is not None and len(matrix) != size:
+            return f"a matrix of the {name} is {len(matrix)} wide where the dynamics have nx={nx} and nu={nz - nx}"
+    return None
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a call is divided: by columns of every product, all threads on all rows; or into blocks of rows, a thread each."""
+
+    threads: int
+    by_columns: bool
+
+    def __str__(self) -> str:
+        shared = "columns of each product" if self.by_columns else f"blocks of {BLOCK_ROWS} problems"
+        return f"{self.threads} threads over {shared}" if self.threads > 1 else "1 thread"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A prepared problem as the engine reads it; the C structures point into `keep`."""
+
+    dynamics: PackedNetwork
+    score: PackedNetwork | None
+    running: PackedNetwork | None
+    terminal: PackedNetwork | None
+    keep: dict[str, Tensor]
+
+
+# A problem is prepared anew when a weight has changed, and packed once for each time that it was prepared.
+_prepared: weakref.WeakKeyDictionary[Problem, dict[torch.dtype, tuple[Version, Problem]]] = weakref.WeakKeyDictionary()
+_packed: weakref.WeakKeyDictionary[Problem, dict[tuple[Engine, Products, bool], Packed]] = weakref.WeakKeyDictionary()
+_fastest: dict[tuple, Division] = {}
+
+
+def packed(engine: Engine, problem: Problem, products: Products, wide: bool) -> Packed:
+    """The problem's weights, packed for these products; kept with the problem."""
+    kept = _packed.setdefault(problem, {})
+    if (engine, products, wide) in kept:
+        return kept[engine, products, wide]
+
+    store = Store(engine)
+
+    def network(part: Any) -> PackedNetwork | None:
+        if getattr(part, "network", None) is None:
+            return None
+        net, z = part.network, part.normalizer
+        return PackedNetwork(store, net.spec, net.weights, z.b, z.k, products, wide)
+
+    keep: dict[str, Tensor] = {"scale": problem.dynamics.scale.contiguous()}
+    if problem.score is not None:
+        noise = problem.score.output == "noise"
+        keep["sigma"] = problem.score.sigmas.contiguous() if noise else torch.ones_like(problem.score.sigmas)
+    for name, part, matrix in (("Q", problem.cost, "Q"), ("R", problem.cost, "R"), ("Qd", problem.terminal, "Q")):
+        if (m := getattr(part, matrix, None)) is not None:
+            keep[name] = (m + m.T).contiguous()
+    dynamics = network(problem.dynamics)
+    assert dynamics is not None
+    made = Packed(dynamics, network(problem.score), network(problem.cost), network(problem.terminal), keep)
+    kept[engine, products, wide] = made
+    return made
+
+
+@dataclass(frozen=True)
+class Call:
+    """One chunk for the engine. `run` may be called again and again: it starts from the same search each time."""
+
+    engine: Engine
+    job: Job
+    at: Conditions
+    bounding: Bounding
+    search: Search
+    products: Products
+
+    def run(self, division: Division, iterations: int) -> dict[str, Tensor]:
+        """The search after `iterations`, and the evaluation of its last iterate, by the names of `CPlan`, rows first."""
+        job, at, search, tables = self.job, self.at, self.search, self.job.tables
+        problem, planner = job.problem, job.planner
+        T, R, nu = search.v.shape
+        nx = at.x0.shape[1]
+        net = packed(self.engine, problem, self.products, wide=division.by_columns)
+        empty = at.x0.new_empty
+        flags = lambda: torch.zeros(R, dtype=torch.bool)  # noqa: E731
+        out = {
+            "v": _copied(search.v.transpose(0, 1)), "m": _copied(search.m.transpose(0, 1)),
+            "s": _copied(search.s.transpose(0, 1)), "count": _copied(search.count),
+            "active": flags(), "diverged": flags(), "converged": flags(), "taken": torch.zeros(R, dtype=torch.int32),
+            "x": empty(R, T + 1, nx), "costate": empty(R, T + 1, nx), "grad_u": empty(R, T, nu),
+            "running_cost": empty(R, T), "terminal_cost": empty(R), "change_cost": empty(R),
+        }  # fmt: skip
+        if problem.score is not None:
+            out["score_value"] = empty(R, T, nx + nu)
+        if planner.record_cost:
+            out["history"] = at.x0.new_full((R, planner.iterations), torch.nan)
+        held = {
+            "beta": torch.tensor(tables.beta, dtype=torch.float32), "x0": at.x0.contiguous(),
+            "step_size": torch.tensor(tables.step_size, dtype=torch.float32),
+            "level": torch.tensor(tables.levels, dtype=torch.int32),
+        }  # fmt: skip
+        if self.bounding.low is not None and self.bounding.high is not None:
+            wide = max(len(self.bounding.low), len(self.bounding.high))
+            held["low"] = self.bounding.low.expand(wide, nu).contiguous()
+            held["high"] = self.bounding.high.expand(wide, nu).contiguous()
+        goal = None if at.goal is None else at.goal.expand(R, nx).contiguous()
+        costs = self._cost(net, "running", goal), self._cost(net, "terminal", goal)
+        c = CPlan(
+            rows=R, horizon=T, nx=nx, nu=nu, iterations=iterations, settled=tables.settled,
+            products=PRODUCTS.index(self.products), threads=division.threads, by_columns=division.by_columns,
+            block_rows=min(BLOCK_ROWS, -(-R // division.threads)), pass_rows=PASS_ROWS,
+            tanh_bounds=planner.bounding == "tanh",
+            dynamics=net.dynamics.address, score=net.score.address if net.score else None,
+            dynamics_scale=net.keep["scale"].data_ptr(), running=costs[0], terminal=costs[1],
+            control_change=problem.control_change, adam=planner.adam,
+            clip=planner.clip_gradient or math.inf, tolerance=planner.tolerance, seconds=job.deadline - time.monotonic(),
+            bound_stride=nu if "low" in held and len(held["low"]) > 1 else 0,
+        )  # fmt: skip
+        c.score_sigma = net.keep["sigma"].data_ptr() if net.score else None
+        for name, t in (out | held).items():
+            setattr(c, name, t.data_ptr())
+        if self.engine.library.sgp_solve(ctypes.byref(c)) != 0:
+            raise MemoryError(f"no memory for a batch of {R}; lower SGP.memory_limit")
+        return out
+
+    def _cost(self, net: Packed, which: str, goal: Tensor | None) -> CCost:
+        part = self.job.problem.cost if which == "running" else self.job.problem.terminal
+        cost = CCost(present=part is not None, sign=-1.0 if which == "terminal" else 1.0)
+        network = net.running if which == "running" else net.terminal
+        if network is not None:
+            cost.network = network.address
+        elif part is not None:
+            cost.x = _quadratic(net.keep["Q" if which == "running" else "Qd"], goal, part.goal)
+            if which == "running":
+                cost.u = _quadratic(net.keep["R"], None, None)
+        return cost
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The backend: native code on the CPU."""
+
+    engine: Engine
+    reason: str
+    name: str = "compiled"
+
+    def __post_init__(self) -> None:
+        check_layout(self.engine)
+
+    def prepare(self, problem: Problem, planner: SGP, device: torch.device) -> Problem:
+        """The problem in the planner's dtypes, kept, with the weights that are packed from it, until a weight changes."""
+        kept, now = _prepared.setdefault(problem, {}), version(problem)
+        dtype = planner.product_dtype
+        if dtype not in kept or kept[dtype][0] != now:
+            # A new object in any case: to hold the problem itself here would keep it alive for ever.
+            kept[dtype] = now, replace(problem.prepared(planner.state_dtype, dtype, device))
+        return kept[dtype][1]
+
+    @torch.no_grad()
+    def run(self, job: Job) -> Plan:
+        at, bounding, search = start(job)
+        products = choose_products(self.engine, job.planner, search.v.shape[1])
+        call = Call(self.engine, job, at, bounding, search, products)
+        division = fastest(call)
+        out = call.run(division, job.planner.iterations)
+
+        def steps(name: str) -> Tensor:  # time first, as the eager planner has it
+            return out[name].transpose(0, 1)
+
+        search = Search(
+            v=steps("v"), good=steps("v"), m=steps("m"), s=steps("s"), count=out["count"],
+            active=out["active"], diverged=out["diverged"], converged=out["converged"],
+        )  # fmt: skip
+        evaluation = Evaluation(
+            x=steps("x"), costate=steps("costate"), grad_u=steps("grad_u"), running=steps("running_cost"),
+            terminal=out["terminal_cost"], change=out["change_cost"],
+            score=steps("score_value") if "score_value" in out else None,
+        )  # fmt: skip
+        plan = conclude(job, bounding, search, evaluation, out["taken"], out.get("history"))
+        plan.stats.update(
+            products=WORDS[products], instructions=self.engine.instructions, division=str(division),
+            compile_seconds=self.engine.seconds,
+        )  # fmt: skip
+        return plan
+
+
+def choose_products(engine: Engine, planner: SGP, rows: int) -> Products:
+    """What the products are made of; see the module's docstring."""
+    if planner.precision == "bfloat16":
+        return "bf16"
+    return "bf16x6" if engine.tiles and rows >= SIX_PRODUCTS_FROM * torch.get_num_threads() else "fp32"
+
+
+def fastest(call: Call) -> Division:
+    """The fastest division of a chunk of this size: each way runs one iteration three times, and its best counts.
+
+    Another way than the likeliest must win by a quarter, for a busy machine makes differences, and what is kept is kept.
+    A call with a time limit has no time to try: it takes what is known, or the likeliest.
+    """
+    job, rows, threads = call.job, call.search.v.shape[1], torch.get_num_threads()
+    ways = divisions(rows, threads)
+    parts: list[Any] = [part for part in job.problem.modules.values() if getattr(part, "network", None) is not None]
+    widths = tuple(part.network.spec.widths for part in parts)
+    key = (call.engine, widths, job.planner.horizon, rows.bit_length(), call.products, threads)
+    if (known := _fastest.get(key)) in ways:
+        return known
+    if len(ways) == 1 or job.deadline < math.inf:
+        return ways[0]
+    seconds = dict.fromkeys(ways, math.inf)
+    for _ in range(3):
+        for way in ways:
+            began = time.perf_counter()
+            call.run(way, 1)
+            seconds[way] = min(seconds[way], time.perf_counter() - began)
+    best = min(ways, key=lambda way: seconds[way])
+    _fastest[key] = best if seconds[best] < 0.75 * seconds[ways[0]] else ways[0]
+    return _fastest[key]
+
+
+def divisions(rows: int, threads: int) -> list[Division]:
+    """Ways to divide the work, the likeliest first.
+
+    Blocks of rows need no barriers, and so win wherever every thread has a few rows; a block never holds a single row, whose
+    products would round differently. With less, threads share columns. Barriers cost more the more threads meet, so halves
+    of the threads are tried too; and with a few rows each, whether it is better to read every weight once.
+    """
+    if threads == 1:
+        return [Division(1, by_columns=False)]
+    ways = [Division(threads, by_columns=False)] if rows >= 2 * threads else []
+    if rows < 8 * threads:
+        ways += [Division(max(1, threads >> i), by_columns=True) for i in range(1 if ways else threads.bit_length())]
+    return ways
+
+
+def _quadratic(matrix: Tensor, goal: Tensor | None, default: Tensor | None) -> CQuadratic:
+    """`(x − goal)ᵀ Q (x − goal)` with S = Q + Qᵀ; a goal a row, one for all, or the origin."""
+    goal, stride = (default, 0) if goal is None else (goal, goal.shape[1])
+    return CQuadratic(matrix.data_ptr(), None if goal is None else goal.data_ptr(), len(matrix), stride)
+
+
+def _copied(t: Tensor) -> Tensor:
+    return t.clone(memory_format=torch.contiguous_format)
