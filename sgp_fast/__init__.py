@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .plan import Plan, Status
     from .planner import SGP, solve
     from .problem import Problem
-    from .training import train
+    from .training import TrainConfig, train
 
 _HOME = {
     "SGP": "planner",
@@ -61,6 +61,7 @@ _HOME = {
     "Status": "plan",
     "TerminalValue": "costs",
     "TimeEmbedding": "models",
+    "TrainConfig": "training",
     "evaluate": "evaluation",
     "load_dataset": "data",
     "load_models": "models",
@@ -91,6 +92,7 @@ __all__ = [
     "Status",
     "TerminalValue",
     "TimeEmbedding",
+    "TrainConfig",
     "__version__",
     "evaluate",
     "load_dataset",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,20 +142,46 @@ class _Recorder:
 
 @contextmanager
 def vector_of(gym: Any, env: str | Callable[[], Any], width: int) -> Iterator[Any]:
-    if isinstance(env, str):
-        try:
-            gym.spec(env)
-        except gym.error.Error as error:
-            raise ValueError(f"env is {env!r}; gymnasium does not know it ({error})") from None
-    vector = gym.vector.SyncVectorEnv([(lambda: gym.make(env)) if isinstance(env, str) else env] * width)
+    vector = gym.vector.SyncVectorEnv([(lambda: make_env(gym, env)) if isinstance(env, str) else env] * width)
     try:
-        for part in ("observation", "action"):
-            space = getattr(vector, f"single_{part}_space")
-            if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-                raise ValueError(f"{env_name(vector)} has the {part} space {space}; expected a Box with one axis")
+        check_spaces(gym, env_name(vector), vector.single_observation_space, vector.single_action_space)
         yield vector
     finally:
         vector.close()
+
+
+def make_env(gym: Any, env: str) -> Any:
+    """`gymnasium.make`, silent about versions; a name without one is the newest. ValueError with the newest for others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(?s).*(is out of date|Using the latest versioned environment)")
+        try:
+            return gym.make(env)
+        except gym.error.DependencyNotInstalled as error:
+            raise ImportError(f"gymnasium cannot make {env!r} ({error})") from error
+        except (gym.error.Error, ImportError) as error:
+            newest = _newest(gym, env)
+            remedy = f"give {newest}" if newest not in (None, env) else "give another one, for example Hopper-v5"
+            raise ValueError(f"gymnasium cannot make {env!r} ({str(error).rstrip('.')}); {remedy}") from None
+
+
+def check_spaces(gym: Any, name: str, observation: Any, action: Any) -> None:
+    """Raise ValueError unless observations and actions are vectors of real numbers."""
+    for part, space in (("observation", observation), ("action", action)):
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise ValueError(
+                f"{name} has the {part} space {space}; expected a Box with one axis: choose an environment that has one"
+            )
+
+
+def _newest(gym: Any, env: str) -> str | None:
+    """The newest version of an environment, whichever version of it `env` names; None where there is none."""
+    registration = gym.envs.registration
+    try:
+        namespace, name, _ = registration.parse_env_id(env)
+    except gym.error.Error:
+        return None
+    version = registration.find_highest_version(namespace, name)
+    return None if version is None else registration.get_env_id(namespace, name, version)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def _open_array(path: Path, label: str, stream: Callable[[ExitStack], IO[bytes]]
             read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read_header(file)
         except ValueError as error:
-            raise ValueError(f"{label} is not an array in NumPy's format ({error})") from None
+            raise ValueError(f"{label} is not an array in NumPy's format ({error}); write it with numpy.save") from None
         start = file.tell()
     if dtype.kind not in "fiu" or len(shape) != 2 or 0 in shape:
         raise ValueError(f"{label} is {dtype}{list(shape)}; expected real numbers [N, nx] with at least one row")

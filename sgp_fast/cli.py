@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 # Command → what it does, and the module and function behind it.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -76,13 +77,30 @@ def _run(argv: list[str]) -> int:
         return _doctor(rest)
     _, module, function = COMMANDS[name]
     tyro = import_module("sgp_fast._optional").require("tyro", extra="cli")
-    found: Callable[..., Any] = getattr(import_module(f"sgp_fast.{module}"), function)
+    found: Callable[..., Any] = _with_names(tyro, getattr(import_module(f"sgp_fast.{module}"), function))
     settings = _option(rest, "--config") if name in ("plan", "evaluate") else None
     if settings is not None:  # they become the defaults, so that options of the command line come before them
         found = partial(found, planner=import_module("sgp_fast.commands").read_settings(settings))
     with _tables(tyro):
         tyro.cli(found, prog=f"sgp-fast {name}", args=rest, config=(tyro.conf.PositionalRequiredArgs,))
     return 0
+
+
+def _with_names(tyro: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with required arguments that help calls by name, RUN, rather than by type, PATH; choices stay listed."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        return function(*args, **options)
+
+    types, shape = get_type_hints(function), signature(function)
+    for name, parameter in shape.parameters.items():
+        if parameter.default is Parameter.empty and get_origin(types[name]) is not Literal:
+            types[name] = Annotated[types[name], tyro.conf.arg(metavar=name.upper())]
+    # Not by way of functools.wraps: tyro would look through it and see the function itself.
+    call.__name__, call.__doc__, call.__annotations__ = function.__name__, function.__doc__, types
+    parameters = [parameter.replace(annotation=types[name]) for name, parameter in shape.parameters.items()]
+    setattr(call, "__signature__", shape.replace(parameters=parameters))  # noqa: B010
+    return call
 
 
 def _tables(tyro: Any) -> Any:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ._episodes import check_spaces, make_env
 from ._files import atomic_path
 from ._optional import require
-from .evaluation import evaluate
-from .models import Models, load_models
+from .evaluation import check_counts, evaluate
+from .models import MODELS_FILE, Models, load_models
 from .mpc import MPC
 from .planner import SGP
 from .problem import Problem
 from .streaming import plan_file
 from .training import TrainConfig
+from .training.run import CHECKPOINTS
 
-# Eight steps and fifteen iterations are enough on the MuJoCo tasks, with a score that weighs as much as the cost.
-DEFAULT = SGP(horizon=8, iterations=15, step_size=0.1, beta=1.0)
+# Tuned in closed loop on hopper-medium and halfcheetah-medium; other data may want another weight of the score.
+DEFAULT = SGP(horizon=8, iterations=30, step_size=0.1, beta=0.3)
 
 
 def train_command(data: str, out: Path, config: TrainConfig = TrainConfig(), resume: bool = True) -> None:  # noqa: B008
@@ -57,14 +60,14 @@ def plan_command(
         starts: The start states, .npy, .npz (key x0) or .parquet (list column x0, or one column a feature).
         out: Where to write the plans, .npz or .parquet.
         planner: Settings of the planner.
-        config: A .toml or .json file with settings of the planner; options above come before it.
+        config: A .toml or .json file with settings of the planner; options --planner.* come before it.
         chunk: Problems planned at once, and so what a kill can lose.
         seed: Of the random starts.
         backend: auto, or one of those that `sgp-fast doctor` names.
         states: Write the states that the plans foresee, too.
         resume: Go on with what is there; --no-resume replaces it.
     """
-    models = load_models(run)
+    models = _models(run)
     problem = _problem(models, _trained_bounds(models))
     done = plan_file(
         problem, planner, starts, out, chunk=chunk, seed=seed, backend=backend, states=states, resume=resume, progress=True
@@ -92,7 +95,7 @@ def evaluate_command(
         run: The folder of a training run, or its models.safetensors.
         env: A gymnasium id such as Hopper-v5; by default the environment of the training data.
         planner: Settings of the planner.
-        config: A .toml or .json file with settings of the planner; options above come before it.
+        config: A .toml or .json file with settings of the planner; options --planner.* come before it.
         episodes: How many.
         steps: Limit of an episode's length, beside the environment's own.
         seed: Of the first episode's environment, the others following on; also of the planner's random starts.
@@ -101,16 +104,16 @@ def evaluate_command(
         out: The JSON file; by default evaluation-ENV.json in the folder of the run.
     """
     gym = require("gymnasium", extra="mujoco")
-    models = load_models(run)
+    check_counts(episodes, steps, seed)
+    batch_size = episodes if batch_size is None else batch_size
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+    models = _models(run)
     env = env or models.info.get("env_id")
     if not env:
         raise ValueError(f"{run} does not say which environment its data are of; give one, for example --env Hopper-v5")
-    try:
-        space = gym.make(env).action_space
-    except gym.error.Error as error:
-        raise ValueError(f"gymnasium cannot make {env!r} ({error}); give another one, for example --env Hopper-v5") from None
-    problem = _problem(models, (np.asarray(space.low), np.asarray(space.high)))
-    controller = MPC(problem, planner, batch_size or episodes, backend=backend, seed=seed)
+    env, bounds = _suited(models, gym, env)
+    controller = MPC(_problem(models, bounds), planner, batch_size, backend=backend, seed=seed)
     evaluation = evaluate(controller, env, episodes=episodes, steps=steps, seeds=seed, progress=True)
     print(evaluation.table())
     home = run if run.is_dir() else run.parent
@@ -138,6 +141,44 @@ def read_settings(path: Path) -> SGP:
         unknown = ", ".join(sorted(set(data) - known)) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{path}: {unknown} is no setting of the planner; expected {', '.join(sorted(known))}")
     return dataclasses.replace(DEFAULT, **data)
+
+
+def _models(run: Path) -> Models:
+    """The models of a run of training; where there are none, what `run` is instead, and what to do about it."""
+    remedy = f"train one: sgp-fast train DATA {run}"
+    if run.is_dir() and not (run / MODELS_FILE).is_file():
+        if (run / CHECKPOINTS).is_dir():
+            raise FileNotFoundError(f"{run}: training is unfinished; run train again, with the data that it began with")
+        raise FileNotFoundError(f"{run} holds no {MODELS_FILE}, so no run of training; {remedy}")
+    if not run.exists():
+        raise FileNotFoundError(f"{run} does not exist; {remedy if run.suffix != '.safetensors' else 'train one'}")
+    if run.is_file() and run.suffix != ".safetensors":
+        raise ValueError(f"{run} is no run of training; expected its folder, or its {MODELS_FILE}")
+    return load_models(run)
+
+
+def _suited(models: Models, gym: Any, env: str) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+    """The full name of an environment that the models can be of, and its action bounds; ValueError for any other.
+
+    That it is not the one of the training data is worth a warning, for it may be on purpose: Hopper-v4 for Hopper-v5.
+    """
+    made = make_env(gym, env)
+    try:
+        observation, action = made.observation_space, made.action_space
+        env = made.spec.id
+    finally:
+        made.close()
+    check_spaces(gym, env, observation, action)
+    trained = models.info.get("env_id")
+    (nx,), (nu,) = observation.shape, action.shape
+    if (nx, nu) != (models.dynamics.nx, models.dynamics.nu):
+        raise ValueError(
+            f"{env} has {nx} observations and {nu} actions; the models have {models.dynamics.nx} and {models.dynamics.nu}"
+            + (f", of {trained}: give --env {trained}" if trained and trained != env else ": give the one of their data")
+        )
+    if trained and trained != env:
+        print(f"sgp-fast: warning: the models were trained on data of {trained}, not of {env}", file=sys.stderr)
+    return env, (np.asarray(action.low), np.asarray(action.high))
 
 
 def _problem(models: Models, bounds: tuple[np.ndarray, np.ndarray]) -> Problem:

@@ -8,7 +8,8 @@ Costs are minimised. Rows are independent, which is what lets one call serve all
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -126,7 +127,8 @@ class CustomCost(nn.Module):
         self, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         extra = () if self.simple else (goal, t, params)
-        value, (grad_x, grad_u) = _autograd("cost", lambda x, u: self.function(x, u, *extra), x, u)
+        with _naming_absent("cost", goal=goal, params=params):
+            value, (grad_x, grad_u) = _autograd("cost", lambda x, u: self.function(x, u, *extra), x, u)
         return value, grad_x, grad_u
 
 
@@ -140,7 +142,8 @@ class CustomTerminal(nn.Module):
 
     def value_and_grad(self, x: Tensor, goal: Tensor | None, params: Any) -> tuple[Tensor, Tensor]:
         extra = () if self.simple else (goal, params)
-        value, (grad,) = _autograd("terminal", lambda x: self.function(x, *extra), x)
+        with _naming_absent("terminal", goal=goal, params=params):
+            value, (grad,) = _autograd("terminal", lambda x: self.function(x, *extra), x)
         return value, grad
 
 
@@ -164,6 +167,18 @@ def takes(function: Callable[..., Any], counts: tuple[int, ...], name: str, expe
             continue
         return count
     raise TypeError(f"{name} takes {len(signature.parameters)} arguments, {signature}; expected {expected}")
+
+
+@contextmanager
+def _naming_absent(name: str, **given: Any) -> Iterator[None]:
+    """Where a function fails on a goal or params that are None, say that none were given."""
+    try:
+        yield
+    except TypeError as error:
+        absent = [what for what, value in given.items() if value is None]
+        if "NoneType" not in str(error) or not absent:
+            raise
+        raise TypeError(f"{name} failed ({error}), and no {' or '.join(absent)} was given; pass it to solve") from error
 
 
 def _autograd(name: str, function: CostFunction, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -139,19 +139,14 @@ def evaluate(
     """
     began = time.perf_counter()
     gym = require("gymnasium", extra="mujoco")
-    if episodes < 1 or (steps is not None and steps < 1):
-        raise ValueError(f"episodes is {episodes} and steps {steps}; expected at least 1 of each")
-    seeds = range(seeds, seeds + episodes) if isinstance(seeds, int) else seeds
-    seeds = tuple(int(seed) for seed in seeds)
-    if len(seeds) != episodes:
-        raise ValueError(f"seeds has {len(seeds)} entries for episodes={episodes}; give one an episode, or the first one")
+    seeds = check_counts(episodes, steps, seeds)
     wanted = set(range(episodes)) if record is True else set(record or ())
     if not wanted <= set(range(episodes)):
         raise ValueError(f"record names episode {max(wanted)}; there are 0 to {episodes - 1}")
 
     width = min(controller.batch_size, episodes)
     with quiet(), vector_of(gym, env, width) as vector:
-        name = env if isinstance(env, str) else env_name(vector)
+        name = env_name(vector)
         bar = require("tqdm.auto", extra="train").tqdm(total=episodes, unit="episode") if progress else None
         chunks = [range(first, min(first + width, episodes)) for first in range(0, episodes, width)]
         parts = [run_episodes(controller, vector, chunk, seeds, steps, wanted, bar) for chunk in chunks]
@@ -177,6 +172,19 @@ def evaluate(
         seconds=time.perf_counter() - began,
         trajectories=tuple(trajectory for part in parts for trajectory in part.trajectories),
     )
+
+
+def check_counts(episodes: int, steps: int | None, seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """The seed of each episode. Raises ValueError for counts below 1, negative seeds, or not one an episode."""
+    for name, count in (("episodes", episodes), ("steps", steps)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is {count}; expected at least 1")
+    found = tuple(map(int, range(seeds, seeds + episodes) if isinstance(seeds, int) else seeds))
+    if len(found) != episodes:
+        raise ValueError(f"seeds has {len(found)} entries for episodes={episodes}; give one an episode, or the first one")
+    if min(found) < 0:
+        raise ValueError(f"seed is {min(found)}; expected 0 or more")
+    return found
 
 
 def _normalized(env: str, returns: Array) -> tuple[Array | None, bool]:

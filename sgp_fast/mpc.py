@@ -72,7 +72,7 @@ class MPC:
         obs     observations `[B, nx]`, the planner's states; rows that are not active may hold anything
         active  mask `[B]`; the other environments are not planned, keep their plans and get zeros. None: all
         goal    `[nx]` or `[B, nx]`, for costs that read one
-        params  of custom costs: a tensor `[B, …]`, or a dictionary of such
+        params  of custom costs: a tensor `[B, …]`, or a dictionary of such; their `t` counts from 0 at every plan
 
         An environment whose plan diverges gets its first control, or zero (within the bounds) where that is not finite,
         and starts anew at the next step; `plan.status` tells. Raises ValueError for wrong shapes and for active rows

@@ -24,7 +24,7 @@ class Status(IntEnum):
     """A state, cost or gradient was no longer finite; the controls are the last whose gradient was."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """B plans. Costs are at the returned controls; the penalty and the score norms at the last noise level.
 
@@ -58,6 +58,13 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.u)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{int((self.status == s).sum())} {s.name.lower()}" for s in Status)
+        _, horizon, nu = self.u.shape
+        backend = self.stats.get("backend", "unknown")
+        cost = f"mean cost {float(self.cost.mean()):.4g}"
+        return f"Plan({len(self)} problems, horizon {horizon}, {nu} controls; {counts}; {cost}; {backend})"
 
     @property
     def ranking(self) -> Tensor:

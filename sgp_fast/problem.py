@@ -27,7 +27,11 @@ class DynamicsModel(Protocol):
 
 
 class AutogradDynamics(nn.Module):
-    """Anyone's module `f(x, u) → x'`, its input-gradient through autograd. No weight gradient is formed."""
+    """Anyone's module `f(x, u) → x'`, its input-gradient through autograd. No weight gradient is formed.
+
+    A module moves, changes dtype and leaves training mode with the problem; what a function or a bound method closes over
+    is its own business.
+    """
 
     def __init__(self, module: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()

@@ -69,20 +69,25 @@ def plan_file(
               and what is there is replaced
     progress  show a bar
 
-    The whole file is checked before any work. Raises FileNotFoundError and ValueError naming file and row; FileExistsError
-    where `out`, or its finished chunks, belong to another run.
+    The whole file is checked before any work, and so are the settings. Raises FileNotFoundError and ValueError naming file
+    and row; FileExistsError where `out`, or its finished chunks, belong to another run.
     """
     starts, out = Path(starts), Path(out)
     if out.suffix not in FORMATS:
         raise ValueError(f"{out}: the suffix is {out.suffix!r}; expected plans as {' or '.join(FORMATS)}")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected 0 or more")
     for name, values in (("bounds", problem.bounds or ()), ("goal", (problem.goal,))):
         if any(map(has_rows, values)):
             raise ValueError(f"Problem.{name} has a row a problem; a file of starts takes one for all of them")
     if out.suffix == ".parquet":
         require("pyarrow.parquet", extra="data")
     file = open_starts(starts)
+    nx = getattr(problem.dynamics, "nx", file.nx)
+    if file.nx != nx:
+        raise ValueError(f"{starts} holds states of nx={file.nx} features; the dynamics have nx={nx}: give states of theirs")
     nu = problem.controls(file.nx)
     identity = _identity(problem, planner, file, seed, states)
     meta = {"sgp_fast": __version__, "seed": seed, "backend": backend, "planner": asdict(planner), "identity": identity}
@@ -91,17 +96,22 @@ def plan_file(
         if _identity_of(out) != identity:
             raise FileExistsError(f"{out} holds the plans of another run; give another name, or resume=False (--no-resume)")
         return _summary(out, file.count, file.count, _statuses(out))
+    device = device_of(problem)
+
+    def plans_of(block: np.ndarray, keys: np.ndarray) -> Plan:
+        x0 = torch.from_numpy(block).to(device)
+        return solve_starts(problem, planner, x0, random_starts(planner, nu, seed, keys), backend=backend)
+
+    # One row is planned for its errors alone: settings that do not fit must leave nothing behind, nor remove anything.
+    plans_of(next(file.blocks(0, 1)), np.arange(1))
     if not resume:
         parts.remove()
     done = parts.begin(identity)
     bar = require("tqdm.auto", extra="cli").tqdm(total=file.count, initial=done, unit="plan") if progress else None
-    device = device_of(problem)
     first = done
     for block in file.blocks(first, chunk) if first < file.count else ():
         keys = np.arange(first, first + len(block))
-        x0 = torch.from_numpy(block).to(device)
-        plan = solve_starts(problem, planner, x0, random_starts(planner, nu, seed, keys), backend=backend)
-        parts.add(first, _columns(plan, keys, states))
+        parts.add(first, _columns(plans_of(block, keys), keys, states))
         first += len(block)
         if bar is not None:
             bar.update(len(block))
@@ -124,9 +134,9 @@ class Parts:
         self.folder, self.count = folder, count
 
     def begin(self, identity: str) -> int:
-        """Make the folder, or find rows 0 to n finished in it; n. FileExistsError where another run made it."""
+        """Make the folder, or find rows 0 to n finished in it; n. FileExistsError where another run finished some."""
         mark = self.folder / "identity"
-        if mark.is_file():
+        if mark.is_file() and self._spans():
             if mark.read_text() != identity:
                 raise FileExistsError(
                     f"{self.folder} holds the unfinished plans of another run (other models, settings or start states); "

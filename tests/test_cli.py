@@ -140,6 +140,49 @@ def test_plan_writes_what_solve_plans(run: Path, tmp_path: Path, capsys: pytest.
     assert "holds the plans of another run" in capsys.readouterr().err
 
 
+def test_help_calls_arguments_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, names in (("plan", "RUN STARTS OUT"), ("train", "DATA OUT"), ("data convert", "SOURCE TARGET")):
+        with pytest.raises(SystemExit):
+            cli.main([*words.split(), "--help"])
+        assert capsys.readouterr().out.splitlines()[0].endswith(f"] {names}")
+
+
+def test_what_is_no_run_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(run: Path) -> str:
+        assert cli.main(["evaluate", str(run)]) == 2
+        return capsys.readouterr().err
+
+    nowhere, bare, unfinished, notes = (tmp_path / name for name in ("nowhere", "bare", "unfinished", "notes.txt"))
+    bare.mkdir()
+    (unfinished / "checkpoints").mkdir(parents=True)
+    notes.write_text("no run")
+    assert f"does not exist; train one: sgp-fast train DATA {nowhere}" in error(nowhere)
+    assert f"train one: sgp-fast train DATA {bare}" in error(bare)
+    assert "training is unfinished; run train again" in error(unfinished)
+    assert "is no run of training; expected its folder" in error(notes)
+
+
+def test_evaluate_wants_an_environment_that_fits(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(*options: str) -> str:
+        assert cli.main(["evaluate", str(run), *options]) == 2
+        return capsys.readouterr().err
+
+    assert "CartPole-v1 has the action space Discrete(2); expected a Box" in error("--env", "CartPole-v1")
+    told = error("--env", "HalfCheetah-v5")
+    assert "HalfCheetah-v5 has 17 observations and 6 actions; the models have 11 and 3, of Hopper-v5" in told
+    assert "seed is -1; expected 0 or more" in error("--seed", "-1")
+    assert "episodes is 0; expected at least 1" in error("--episodes", "0")
+    assert "batch_size is 0; expected at least 1" in error("--batch-size", "0")
+    assert "'Hopper-v2'" in (told := error("--env", "Hopper-v2")) and "give Hopper-v5" in told
+
+    short = ["evaluate", str(run), "--episodes", "1", "--steps", "1", "--planner.iterations", "1"]
+    assert cli.main([*short, "--env", "Hopper-v4"]) == 0
+    warning = "sgp-fast: warning: the models were trained on data of Hopper-v5, not of Hopper-v4\n"
+    assert warning in capsys.readouterr().err
+    assert cli.main([*short, "--env", "Hopper"]) == 0, "the newest, which is that of the data"
+    assert "warning" not in capsys.readouterr().err.lower() and (run / "evaluation-Hopper-v5.json").is_file()
+
+
 def test_from_data_to_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, home, plans = (str(tmp_path / name) for name in ("d.hdf5", "run", "p.parquet"))
     assert cli.main(["data", "make", "hopper", "random", "--transitions", "600", "--output", data]) == 0

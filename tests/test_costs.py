@@ -150,3 +150,9 @@ def test_a_cost_owns_its_matrices() -> None:
     cost = sgp.QuadraticCost(Q, torch.eye(NU, dtype=F64))
     Q.zero_()
     assert torch.equal(cost.Q, torch.eye(NX, dtype=F64))
+
+
+def test_a_cost_that_misses_its_goal_says_so() -> None:
+    x, u, _, _ = inputs("tensor")
+    with pytest.raises(TypeError, match="cost failed.*no goal or params was given; pass it to solve"):
+        CustomCost(lambda x, u, goal, t, params: (x - goal).sum(-1)).value_and_grad(x, u, None, STEPS, None)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import sgp_fast as sgp
+from sgp_fast._episodes import make_env
 from sgp_fast._intervals import t_interval, t_quantile
 from sgp_fast.policies import BehaviorPolicy
 from tests.controllers import point_problem, problem
@@ -142,8 +143,16 @@ def test_student_t() -> None:
     assert abs(np.mean((low < 3.0) & (high > 3.0)) - 0.95) < 0.011
 
 
+@pytest.mark.filterwarnings("error:.*versioned environment", "error:.*out of date")
+def test_versions_are_resolved_in_silence() -> None:
+    for given, want in (("MountainCarContinuous", "MountainCarContinuous-v0"), ("Hopper-v4", "Hopper-v4")):
+        env = make_env(gymnasium, given)
+        assert env.spec.id == want
+        env.close()
+
+
 def test_misuse_is_told() -> None:
-    with pytest.raises(ValueError, match="'Hoper-v5'; gymnasium does not know it"):
+    with pytest.raises(ValueError, match="cannot make 'Hoper-v5' .*Did you mean: `Hopper`"):
         sgp.evaluate(Noting(1), "Hoper-v5", episodes=1)
     with pytest.raises(ValueError, match="CartPole-v1 has the action space Discrete"):
         sgp.evaluate(Noting(1), "CartPole-v1", episodes=1)
@@ -151,8 +160,12 @@ def test_misuse_is_told() -> None:
         sgp.evaluate(Noting(1), Countdown, episodes=3, seeds=[1, 2])
     with pytest.raises(ValueError, match="record names episode 3"):
         sgp.evaluate(Noting(1), Countdown, episodes=3, record=[3])
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="episodes is 0; expected at least 1"):
         sgp.evaluate(Noting(1), Countdown, episodes=0)
+    with pytest.raises(ValueError, match="seed is -1; expected 0 or more"):
+        sgp.evaluate(Noting(1), Countdown, episodes=2, seeds=-1)
+    with pytest.raises(ValueError, match="cannot make 'Hopper-v2' .*; give Hopper-v5"):
+        sgp.evaluate(Noting(1), "Hopper-v2", episodes=1)
     unbounded = sgp.MPC(point_problem(bounds=None, cost=lambda x, u: -10 * u[..., 0]), sgp.SGP(3, 60), 2)
     with pytest.raises(ValueError, match="action in episode 0 is .* Problem.bounds"):
         sgp.evaluate(unbounded, Countdown, episodes=2)

@@ -84,3 +84,9 @@ def test_ranking_never_prefers_the_diverged() -> None:
     plan.status[1] = sgp.Status.DIVERGED
     plan.cost[2] = torch.nan
     assert plan.ranking[1:3].isinf().all() and plan.ranking[[0, 3]].isfinite().all()
+
+
+def test_a_plan_prints_in_a_line() -> None:
+    case = cases.case("learned", "learned")
+    text = repr(sgp.solve(case.problem, planner(iterations=1), case.x0))
+    assert f"; {len(case.x0)} limit, 0 converged, 0 diverged; mean cost" in text and "\n" not in text

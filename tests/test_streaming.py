@@ -19,7 +19,7 @@ import torch
 
 import sgp_fast as sgp
 from sgp_fast._start_files import open_starts
-from sgp_fast.streaming import plan_file
+from sgp_fast.streaming import Parts, plan_file
 from tests.controllers import problem
 
 NX, NU, T = 11, 3, 4
@@ -201,7 +201,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 4_000, peaks
 
 
-def test_misuse_is_told_before_any_work(tmp_path: Path) -> None:
+def test_misuse_is_told_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x0 = states(9)
     good = write(tmp_path, x0, "npy")
     x0[7, 2] = np.nan
@@ -236,4 +236,26 @@ def test_misuse_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="column a has an empty value"):
         list(open_starts(tmp_path / "null.parquet").blocks())
     np.save(tmp_path / "wide.npy", np.zeros((3, 5)))
-    fails("nx=5|disagree", tmp_path / "wide.npy")
+    fails("wide.npy holds states of nx=5 features; the dynamics have nx=11", tmp_path / "wide.npy")
+    for match, planner, backend, seed in (
+        ("levels", dataclasses.replace(PLANNER, levels=99), "auto", 0),
+        ("backend is 'warp'", PLANNER, "warp", 0),
+        ("seed is -1; expected 0 or more", PLANNER, "auto", -1),
+    ):
+        with pytest.raises(ValueError, match=match):
+            plan_file(problem(), planner, good, tmp_path / "plans.npz", progress=True, backend=backend, seed=seed)
+        assert not list(tmp_path.glob(".*")) and not capsys.readouterr().err
+    (tmp_path / "text.npy").write_text("1, 2, 3")
+    fails("write it with numpy.save", tmp_path / "text.npy")
+
+
+def test_parts_without_a_finished_row_stand_in_no_ones_way(tmp_path: Path) -> None:
+    starts, out = write(tmp_path, states(9), "npy"), tmp_path / "plans.npz"
+    parts = Parts(tmp_path / ".plans.npz.parts", 9)
+    assert parts.begin("a run that was killed before its first chunk") == 0
+    assert plan_file(problem(), PLANNER, starts, out).resumed == 0
+    assert parts.begin("another") == 0
+    parts.add(0, {"index": np.arange(4)})
+    out.unlink()
+    with pytest.raises(FileExistsError, match="unfinished plans of another run"):
+        plan_file(problem(), PLANNER, starts, out)

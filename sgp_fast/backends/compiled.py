@@ -46,6 +46,8 @@ PASS_ROWS = 64
 # From so many problems a thread on, six bfloat16 products beat float32: a tile has 16 rows, and below they are partly empty.
 # Measured at widths 256 and 1024 on two threads: slower at 4, 8 and 12 problems a thread, faster from 16 on.
 SIX_PRODUCTS_FROM = 16
+# How long a trial of a division runs.
+TRIAL_SECONDS = 0.005
 WORDS = {"fp32": "fp32", "bf16": "bf16", "bf16x6": "fp32 as six bf16 products"}
 
 
@@ -270,10 +272,11 @@ def choose_products(engine: Engine, planner: SGP, rows: int) -> Products:
 
 
 def fastest(call: Call) -> Division:
-    """The fastest division of a chunk of this size: each way runs one iteration three times, and its best counts.
+    """The fastest division of a chunk of this size: each way runs some iterations three times, and its best counts.
 
-    Another way than the likeliest must win by a quarter, for a busy machine makes differences, and what is kept is kept.
-    A call with a time limit has no time to try: it takes what is known, or the likeliest.
+    As many iterations as take some milliseconds, beside which the start of a thread is little. Another way than the likeliest
+    must win by a tenth: what is kept is kept. A call with a time limit has no time to try, and takes what is known, or the
+    likeliest.
     """
     job, rows, threads = call.job, call.search.v.shape[1], torch.get_num_threads()
     ways = divisions(rows, threads)
@@ -284,14 +287,19 @@ def fastest(call: Call) -> Division:
         return known
     if len(ways) == 1 or job.deadline < math.inf:
         return ways[0]
+
+    def run(way: Division, iterations: int) -> float:
+        began = time.perf_counter()
+        call.run(way, iterations)
+        return time.perf_counter() - began
+
+    iterations = min(job.planner.iterations, max(1, int(TRIAL_SECONDS / run(ways[0], 1))))
     seconds = dict.fromkeys(ways, math.inf)
     for _ in range(3):
         for way in ways:
-            began = time.perf_counter()
-            call.run(way, 1)
-            seconds[way] = min(seconds[way], time.perf_counter() - began)
+            seconds[way] = min(seconds[way], run(way, iterations))
     best = min(ways, key=lambda way: seconds[way])
-    _fastest[key] = best if seconds[best] < 0.75 * seconds[ways[0]] else ways[0]
+    _fastest[key] = best if seconds[best] < 0.9 * seconds[ways[0]] else ways[0]
     return _fastest[key]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,11 @@ import numpy as np
 from .._optional import require
 from .catalog import load_dataset
 from .convert import convert as convert_dataset
-from .make import make_dataset
+from .make import cached_path, make_dataset
 from .scores import normalized_score, reference_score
+
+# What `load_dataset` makes of a name such as hopper-medium, with seed 0.
+NAMED_TRANSITIONS = 100_000
 
 
 def make(
@@ -29,12 +33,15 @@ def make(
         quality: The policy: uniform noise, one snapshot of training, or several.
         transitions: How many steps to record.
         seed: The same seed gives the same data.
-        output: The .hdf5 file to write; by default the place where load_dataset finds it by name.
+        output: The .hdf5 or .h5 file to write; by default one in the cache, whose path is printed. The name alone, such as
+            hopper-medium, means 100,000 transitions with seed 0.
     """
     start = time.perf_counter()
     path = make_dataset(task, quality, transitions, seed, output)
     seconds = time.perf_counter() - start
     print(f"{path}: {transitions:,} transitions in {seconds:.1f} s ({transitions / seconds:,.0f}/s)")
+    named = path == cached_path(task, quality, NAMED_TRANSITIONS, 0)
+    print(f"next: sgp-fast data info {f'{task}-{quality}' if named else shlex.quote(str(path))}")
 
 
 def info(source: str) -> None:

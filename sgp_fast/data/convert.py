@@ -13,6 +13,7 @@ from .._files import atomic_path
 from .catalog import is_minari_id, load_dataset
 from .d4rl import write_d4rl_hdf5
 from .dataset import Dataset, DatasetError
+from .make import SUFFIXES, check_folder
 from .minari_storage import write_minari
 
 _ARRAYS = ("observations", "actions", "next_observations", "rewards", "terminals", "timeouts")
@@ -22,11 +23,15 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> P
     """Read `source` and write it as `target`; return the file or folder written.
 
     `source` is anything that `load_dataset` takes. `target` says the format: a path that ends in .hdf5 or .h5 (D4RL's
-    layout) or in .npz, or a Minari id such as "sgp/hopper/medium-v0". Raises ValueError for any other target, before
-    reading.
+    layout) or in .npz, or a Minari id such as "sgp/hopper/medium-v0". Raises ValueError for any other target,
+    FileExistsError where it exists and NotADirectoryError where it cannot lie, before reading.
     """
     name = str(target)
-    if name.endswith((".hdf5", ".h5")):
+    if name.endswith((*SUFFIXES, ".npz")):
+        check_folder(Path(name))
+        if Path(name).exists():
+            raise FileExistsError(f"{name} exists already; remove it, or give another name")
+    if name.endswith(SUFFIXES):
         return write_d4rl_hdf5(load_dataset(source), name)
     if name.endswith(".npz"):
         return write_npz(load_dataset(source), name)

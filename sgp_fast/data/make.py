@@ -17,6 +17,8 @@ from .rollout import Episode, record
 
 QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
 
+SUFFIXES = (".hdf5", ".h5")
+
 # Part of the cache's path: raised whenever the same arguments give other data.
 GENERATOR_VERSION = 1
 
@@ -55,13 +57,13 @@ def make_dataset(
     transitions  any number; the data are streamed, so that memory does not grow with it
     seed         the same seed gives the same data, to the bit, on the same machine and versions. Shares are recordings of
                  their own: the first half of medium-expert is medium with the same seed.
-    path         the file to write; by default in the cache that `load_dataset` uses, see `cached_path`
+    path         the .hdf5 or .h5 file to write; by default in the cache that `load_dataset` uses, see `cached_path`
     progress     show a bar where tqdm is installed
 
     Layout of the file: see `write_d4rl_hdf5`; also infos/qpos and infos/qvel, the simulator's state before each action,
     in float64. Episodes follow each other in full; 1,000 steps are a timeout, and so is the row at which a share reaches
-    its size. The file appears whole or not at all. ValueError for unknown names or sizes that cannot be; ImportError
-    without gymnasium, mujoco and h5py.
+    its size. The file appears whole or not at all. ValueError for unknown names, other suffixes, or sizes that cannot
+    be; NotADirectoryError where the file cannot lie at `path`; ImportError without gymnasium, mujoco and h5py.
     """
     if task not in TASKS:
         raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
@@ -73,9 +75,12 @@ def make_dataset(
     parts = _parts(quality, config["roles"])
     if transitions < len(parts):
         raise ValueError(f"transitions is {transitions}; {quality} data need at least {len(parts)}, one for each snapshot")
+    target = Path(path) if path is not None else cached_path(task, quality, transitions, seed)
+    if target.suffix not in SUFFIXES:
+        raise ValueError(f"path is {str(target)!r}; expected one ending in {' or '.join(SUFFIXES)}, to load it by")
+    check_folder(target)
     h5py = require("h5py", extra="data")
     gym = require("gymnasium", extra="mujoco")
-    target = Path(path) if path is not None else cached_path(task, quality, transitions, seed)
     env_id = config["env"]
     spec = gym.spec(env_id)
     metadata = {
@@ -106,6 +111,13 @@ def make_dataset(
         bounds = {"action_low": actor.low.tolist(), "action_high": actor.high.tolist()}
         write_metadata(file, metadata | bounds)
     return target
+
+
+def check_folder(path: Path) -> None:
+    """Raise NotADirectoryError where a file stands in place of a folder that `path` is to lie in."""
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise NotADirectoryError(f"{path} cannot be written: {parent} is a file; give a path in a folder")
 
 
 def _parts(quality: str, roles: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 from .._optional import require
 from .dataset import Dataset, DatasetError
 
+_MARK = "metadata.json"  # in every folder of data that Minari writes
 _LEAVES = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
@@ -34,6 +35,10 @@ def read_minari(id_or_path: str | os.PathLike[str]) -> Dataset:
     source = str(id_or_path)
     folder = Path(source)
     is_path = folder.is_dir()
+    if is_path and not any((folder / place / _MARK).is_file() for place in (".", "data")):
+        raise DatasetError(
+            f"{source} is a folder without {_MARK}, so no Minari data set; give its folder, or an .hdf5 or .npz file"
+        )
     try:
         if is_path:
             stored = minari.MinariDataset(str(folder / "data" if (folder / "data").is_dir() else folder))

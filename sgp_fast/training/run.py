@@ -54,6 +54,9 @@ def train(
     Raises ValueError where the folder holds a run of another configuration or of other data, where there are too few
     episodes to split or none as long as `rollout_horizon`; FloatingPointError where a loss is not finite.
     """
+    if isinstance(data, (str, os.PathLike)):
+        raise TypeError(f"data is a {type(data).__name__}; pass sgp.load_dataset({os.fspath(data)!r})")
+    check_home(folder)
     config = config or TrainConfig()
     identity = {"dataset": data.name, "fingerprint": fingerprint(data), "config": config.identity()}
     home = None if folder is None else Path(folder)
@@ -90,6 +93,12 @@ def train(
         models.save(home)
         _remove_checkpoints(home)
     return models
+
+
+def check_home(folder: str | os.PathLike[str] | None) -> None:
+    """Raise NotADirectoryError where the folder of a run is a file."""
+    if folder is not None and Path(folder).is_file():
+        raise NotADirectoryError(f"{os.fspath(folder)} is a file; give a folder for the run, which need not exist yet")
 
 
 def fingerprint(data: Dataset) -> str:

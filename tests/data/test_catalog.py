@@ -157,7 +157,12 @@ def test_command_info(hopper_file, capsys, monkeypatch):
 
 def test_commands_make_and_convert(home, capsys):
     commands.make("halfcheetah", "random", transitions=200, seed=1, output=home / "x.hdf5")
-    assert "200 transitions in" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "200 transitions in" in shown and f"next: sgp-fast data info {home / 'x.hdf5'}\n" in shown
+    commands.make("hopper", "random", transitions=200)  # not what the name alone means, so that its path is needed
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert shown == f"next: sgp-fast data info {cached_path('hopper', 'random', 200, 0)}"
+    assert len(load_dataset(shown.split()[-1])) == 200
     commands.convert(str(home / "x.hdf5"), str(home / "x.npz"))
     assert capsys.readouterr().out.strip().endswith("x.npz")
     assert len(load_dataset(home / "x.npz")) == 200

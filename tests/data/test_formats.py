@@ -106,6 +106,23 @@ def test_convert_in_a_circle(hopper_file, tmp_path):
     assert_equal(load_dataset(hopper_file), load_dataset(last))
 
 
+def test_convert_replaces_nothing(dataset: Dataset, tmp_path):
+    source = write_npz(dataset, tmp_path / "a.npz")
+    before = source.read_bytes()
+    for target in ("a.npz", "b.hdf5"):
+        (tmp_path / "b.hdf5").touch()
+        with pytest.raises(FileExistsError, match=f"{target} exists already; remove it"):
+            convert(source, tmp_path / target)
+    assert source.read_bytes() == before
+    with pytest.raises(NotADirectoryError, match=r"a\.npz is a file; give a path in a folder"):
+        convert(source, source / "x.npz")
+
+
+def test_a_folder_that_is_no_minari_data_set(tmp_path):
+    with pytest.raises(DatasetError, match="is a folder without metadata.json, so no Minari data set; give its folder, or"):
+        load_dataset(tmp_path)
+
+
 def test_convert_to_an_unknown_format(hopper_file):
     with pytest.raises(ValueError, match=r"target is 'data\.csv'; expected a path ending in \.hdf5 or \.npz"):
         convert(hopper_file, "data.csv")

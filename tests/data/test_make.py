@@ -169,6 +169,15 @@ def test_wrong_arguments(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_that_cannot_be_loaded_is_refused_before_recording(tmp_path):
+    with pytest.raises(ValueError, match=r"d\.npz'; expected one ending in \.hdf5 or \.h5"):
+        make_dataset("hopper", "medium", 10**9, path=tmp_path / "d.npz")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file"):
+        make_dataset("hopper", "medium", 10**9, path=tmp_path / "file" / "d.hdf5")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_unknown_snapshot():
     with pytest.raises(ValueError, match="snapshot is '123'; hopper has random, medium, expert, 00020000"):
         load_actor("hopper", "123")

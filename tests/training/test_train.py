@@ -157,6 +157,25 @@ def test_absent_library_is_named_with_its_install_command(monkeypatch: pytest.Mo
         sgp.train(linear_system(), SMALL, progress=False)
 
 
+def test_wrong_data_and_folders_are_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"data is a str; pass sgp.load_dataset\('hopper-medium'\)"):
+        sgp.train("hopper-medium", SMALL)  # pyright: ignore[reportArgumentType]
+    (tmp_path / "starts.npy").touch()
+    with pytest.raises(NotADirectoryError, match="starts.npy is a file; give a folder"):
+        sgp.train(linear_system(), SMALL, tmp_path / "starts.npy")
+    with pytest.raises(NotADirectoryError, match="starts.npy is a file; give a folder"):
+        train_command("no data", tmp_path / "starts.npy", SMALL)
+
+
+def test_the_command_names_its_own_remedy(tmp_path: Path) -> None:
+    from sgp_fast.data import write_npz
+
+    sgp.train(linear_system(), SMALL, tmp_path / "run", progress=False)
+    path = write_npz(linear_system(seed=3), tmp_path / "other.npz")
+    with pytest.raises(ValueError, match=r"resume=False \(--no-resume\)"):
+        train_command(str(path), tmp_path / "run", SMALL)
+
+
 def test_command_trains_keeps_the_run_and_prints_the_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sgp_fast.data import write_npz
 
