@@ -274,9 +274,9 @@ def choose_products(engine: Engine, planner: SGP, rows: int) -> Products:
 def fastest(call: Call) -> Division:
     """The fastest division of a chunk of this size: each way runs some iterations three times, and its best counts.
 
-    As many iterations as take some milliseconds, beside which the start of a thread is little. Another way than the likeliest
-    must win by a tenth: what is kept is kept. A call with a time limit has no time to try, and takes what is known, or the
-    likeliest.
+    As many iterations as take some milliseconds, beside which the start of a thread is little. Another way than the
+    likeliest must win by a tenth: what is kept is kept. A call with a time limit has no time to try, and takes what is
+    known, or the likeliest.
     """
     job, rows, threads = call.job, call.search.v.shape[1], torch.get_num_threads()
     ways = divisions(rows, threads)
