@@ -30,6 +30,8 @@ from .cases import Case, make_case
 
 # The plan of one float32 rung may differ from float64's by rounding that Adam's division amplifies; bfloat16 rounds weights.
 LIMITS = {"float32": 1e-3, "bfloat16": 0.3}
+# OpenMP's workers go on spinning for some milliseconds after a product: none shall slow the rung that comes next.
+PAUSE = 0.05
 OURS = {"eager": ("eager", "float32"), "compiled": ("compiled", "float32"), "compiled bf16": ("compiled", "bfloat16")}
 
 
@@ -100,6 +102,7 @@ def run(
             for name, (_, runner) in runners.items():
                 if len(times[name]) >= 2 and sum(times[name]) > rung_s:
                     continue
+                time.sleep(PAUSE)
                 began = time.perf_counter()
                 runner()
                 times[name].append(time.perf_counter() - began)
