@@ -79,9 +79,8 @@ setup(
     package_dir=MAPPED,
     include_package_data=False,
     package_data={
-        "sgp_fast": ["py.typed"],
-        "sgp_fast.bench": ["**/*.json", "**/*.toml", "**/*.md"],
-        "sgp_fast.configs": ["*.json", "*.toml"],
+        "sgp_fast": ["py.typed", "configs/*.toml"],
+        "sgp_fast.bench": ["results/*.jsonl"],
         "sgp_fast.data": ["actors/*.safetensors"],
         "sgp_fast.kernels.cpu": ["*.cpp", "*.h"],
         "sgp_fast.report": ["*.html.j2"],

@@ -24,7 +24,7 @@ from .training import TrainConfig
 from .training.run import CHECKPOINTS
 
 # Tuned in closed loop on hopper-medium and halfcheetah-medium; other data may want another weight of the score.
-DEFAULT = SGP(horizon=8, iterations=30, step_size=0.1, beta=0.3)
+DEFAULT = SGP(horizon=8, iterations=15, step_size=0.1, beta=1.0)
 
 
 def train_command(data: str, out: Path, config: TrainConfig = TrainConfig(), resume: bool = True) -> None:  # noqa: B008

@@ -224,14 +224,14 @@ def _running(cost: Any, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor) ->
     if isinstance(cost, LearnedCost):
         return cost(x, u)
     if isinstance(cost, CustomCost):
-        value = cost.function(x, u) if cost._simple else cost.function(x, u, goal, t, None)
+        value = cost.function(x, u) if cost.simple else cost.function(x, u, goal, t, None)
         return value.reshape(x.shape[:-1])
     return cost.value_and_grad(x, u, goal, t, None)[0]
 
 
 def _terminal(terminal: Any, x: Tensor, goal: Tensor | None) -> Tensor:
     if isinstance(terminal, CustomTerminal):
-        value = terminal.function(x) if terminal._simple else terminal.function(x, goal, None)
+        value = terminal.function(x) if terminal.simple else terminal.function(x, goal, None)
         return value.reshape(x.shape[:-1])
     return terminal.value_and_grad(x, goal, None)[0]
 

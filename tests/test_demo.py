@@ -43,7 +43,7 @@ def test_committed_settings(name: str) -> None:
     [
         ('"hopper-medium"', '"hopper-middling"', "tasks has 'hopper-middling'; expected TASK-QUALITY"),
         ("horizon = 8", "horizont = 8", "horizont"),
-        ("16, 30]", "16]", "executed_after must end with planner.iterations"),
+        ("8, 15]", "8]", "executed_after must end with planner.iterations"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, old: str, new: str, words: str) -> None:
