@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from . import ladder, memory
 
 SIZES = [(256, 1), (1024, 1), (256, 64), (1024, 64)]
@@ -19,7 +17,6 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="measure memory against the number of problems instead")
     parser.add_argument("--out", type=Path, help="record the rows here")
     options = parser.parse_args()
-    torch.set_num_threads(torch.get_num_threads())
     if options.memory:
         print(memory.table(memory.run()))
         return

@@ -6,6 +6,8 @@ error and no time; a rung that cannot run here is listed with the reason. The pu
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -124,6 +126,7 @@ def circumstances() -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
+        "jax": importlib.util.find_spec("jax") and importlib.metadata.version("jax"),
         "python": platform.python_version(),
     }
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .models import Network, Normalizer, _check_inputs, check_unconditioned
+from .models import Network, Normalizer, check_inputs, check_unconditioned
 
 CostFunction = Callable[..., Tensor]
 
@@ -80,7 +80,7 @@ class LearnedCost(nn.Module):
 
     def __init__(self, network: Network, normalizer: Normalizer) -> None:
         super().__init__()
-        _check_inputs("LearnedCost", network, normalizer)
+        check_inputs("LearnedCost", network, normalizer)
         check_one_number("LearnedCost", network)
         self.network, self.normalizer = network, normalizer
 
@@ -101,7 +101,7 @@ class TerminalValue(nn.Module):
 
     def __init__(self, network: Network, normalizer: Normalizer) -> None:
         super().__init__()
-        _check_inputs("TerminalValue", network, normalizer)
+        check_inputs("TerminalValue", network, normalizer)
         check_one_number("TerminalValue", network)
         self.network, self.normalizer = network, normalizer
 

@@ -109,7 +109,7 @@ class Dynamics(nn.Module):
     def __init__(self, network: Network, normalizer: Normalizer, scale: Tensor | None = None) -> None:
         super().__init__()
         nx = network.spec.outputs
-        _check_inputs("Dynamics", network, normalizer)
+        check_inputs("Dynamics", network, normalizer)
         check_unconditioned("Dynamics", network)
         scale = normalizer.k[:nx] if scale is None else scale
         if scale.shape != (nx,):
@@ -158,7 +158,7 @@ class Score(nn.Module):
         variables: Literal["xu", "xux"] = "xu",
     ) -> None:
         super().__init__()
-        _check_inputs("Score", network, normalizer)
+        check_inputs("Score", network, normalizer)
         spec = network.spec
         if spec.outputs != spec.inputs:
             raise ValueError(f"Score: the network maps {spec.inputs} features to {spec.outputs}; a score has as many as z")
@@ -266,7 +266,7 @@ def check_unconditioned(owner: str, network: Network) -> None:
         raise ValueError(f"{owner}: the network is conditioned on a level or time, and is given none; leave it out")
 
 
-def _check_inputs(owner: str, network: Network, normalizer: Normalizer) -> None:
+def check_inputs(owner: str, network: Network, normalizer: Normalizer) -> None:
     features = len(normalizer.b)
     if network.spec.inputs != features:
         raise ValueError(

@@ -33,7 +33,7 @@ from ..problem import Problem
 from .bounding import Bounding
 from .eager import Conditions, Evaluation, Search, conclude, start
 from .job import Iteration, Job
-from .prepared import Version, version
+from .version import Version, version
 
 if TYPE_CHECKING:
     from ..planner import SGP

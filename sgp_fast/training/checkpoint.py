@@ -104,7 +104,7 @@ def load_checkpoint(path: Path, trainee: Trainee) -> Record:
 
 def check_identity(path: Path, found: dict[str, Any] | None, expected: dict[str, Any]) -> None:
     """Raise where the run in a folder was of another configuration or of other data than the one that is asked for."""
-    remedy = "pass resume=False to discard it and train anew, or another folder"
+    remedy = "pass resume=False (--no-resume) to discard it and train anew, or another folder"
     if found is None:
         raise ValueError(f"{path} was not written by a training run of this version; {remedy}")
     if found["fingerprint"] != expected["fingerprint"]:

@@ -20,10 +20,7 @@ def train_command(data: str, out: Path, config: TrainConfig | None = None, resum
     from ..data import load_dataset
 
     check_home(out)  # before the data, which may have to be made first
-    try:
-        models = train(load_dataset(data), config, out, resume=resume)
-    except ValueError as error:
-        raise ValueError(str(error).replace("resume=False", "resume=False (--no-resume)")) from error
+    models = train(load_dataset(data), config, out, resume=resume)
     info = models.info
     print(f"{'network':10}{'steps':>8}{'best at':>9}{'train':>11}{'validation':>12}{'seconds':>9}")
     for name, row in info["networks"].items():
