@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,6 +250,30 @@ def test_six_bfloat16_products_are_as_exact_as_float32(width: int, monkeypatch: 
         assert six[name] <= 2 * plain[name] + 2**-24, (name, six[name], plain[name])
 
 
+@pytest.mark.parametrize(("batch", "horizon"), [(1, 1), (1, 7), (2, 4), (1, 8), (7, 2), (15, 3), (20, 2)])
+def test_weights_of_24_bits_are_as_exact_as_float32(batch: int, horizon: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most twice the error of eager float32, in every tensor of the plan; the widths leave tails of panels."""
+    if not cpu.load().integers:
+        pytest.skip("no bytes to be permuted here: weights are float32")
+    monkeypatch.setattr(sys.modules[cpu.PackedNetwork.__module__], "INTEGERS_FROM", 0)
+    for width in (128, 150, 257):
+        case = with_dynamics(mlp(NX + NU, NX, width=width, norm=True), batch, score_=cases.score(), horizon=horizon)
+        made = check(case, iterations=4, beta=0.3, horizon=horizon)
+        few = batch <= compiled.INTEGERS_UP_TO * torch.get_num_threads()
+        assert made.stats["products"].endswith(", weights of 24 bits") == few
+
+
+def test_a_weight_that_24_bits_would_blur_stays_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A huge weight on a dead unit leaves the other weights of its column too few bits; its matrix is not rounded."""
+    monkeypatch.setattr(sys.modules[cpu.PackedNetwork.__module__], "INTEGERS_FROM", 0)
+    case = with_dynamics(mlp(NX + NU, NX, width=128, hidden_layers=2), batch=1)
+    weights = case.problem.dynamics.network.weights
+    with torch.no_grad():
+        weights["layers.1.weight"][:, 5] = 1e8
+        weights["layers.0.weight"][5] = weights["layers.0.bias"][5] = 0
+    check(case, iterations=1, step_size=0.0)
+
+
 @pytest.mark.parametrize("batch", [1, 5, 7])
 def test_every_division_of_the_work_gives_the_same(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = []
@@ -258,6 +283,15 @@ def test_every_division_of_the_work_gives_the_same(batch: int, monkeypatch: pyte
         assert plans[-1].stats["division"] == str(way)
     for other in plans[1:]:
         assert relative(other.u, plans[0].u) < 1e-6 and torch.equal(other.status, plans[0].status)
+
+
+def test_threads_that_share_columns_never_overtake_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A residual layer at the bottom wants its cotangent after its product, when another thread may be at the next one."""
+    monkeypatch.setattr(compiled, "fastest", lambda call: compiled.Division(3, by_columns=True))
+    case = with_dynamics(NetworkSpec(NX + NU, (Layer(NX + NU, "tanh", residual=True), Layer(NX, "tanh"))), batch=15)
+    plans = [plan(case, "compiled", "float32", iterations=100) for _ in range(10)]
+    assert relative(plans[0].u, plan(case, "eager", "float32", iterations=100).u) < 1e-4
+    assert all(torch.equal(made.u, plans[0].u) for made in plans)
 
 
 @pytest.mark.parametrize("architecture", ["-march=x86-64-v3", "-march=x86-64"])

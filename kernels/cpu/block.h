@@ -32,9 +32,8 @@ class Block {
     w.stride = stride(plan), w.plane = (long)rows * w.stride, w.turn = 0;
     if (results) {
       w.results[0] = results, w.results[1] = results + rows * w.stride;
-    } else {  // alone, a product may overwrite the one before, unless a residual still wants it
-      w.results[0] = arena.take<float>(rows * w.stride);
-      w.results[1] = plan.any_residual() ? arena.take<float>(rows * w.stride) : w.results[0];
+    } else {  // alone, a product may overwrite the one before
+      w.results[0] = w.results[1] = arena.take<float>(rows * w.stride);
     }
     w.values = arena.take<float>(rows * w.stride), w.cotangents = arena.take<float>(rows * w.stride);
     w.halves = plan.products == Products::fp32 ? nullptr : arena.take<uint16_t>(planes(plan.products) * w.plane);

@@ -36,6 +36,7 @@ class BuildError(RuntimeError):
 class Engine:
     """The loaded library, and what it is: vectors of `lanes` floats, panels of up to `vectors` of them, matrix tiles or not.
 
+    `integers`: it takes weights as whole numbers of 24 bits.
     `seconds` were spent compiling by this process: 0 where the library was there.
     """
 
@@ -43,6 +44,7 @@ class Engine:
     path: Path
     lanes: int
     vectors: int
+    integers: bool
     tiles: bool
     seconds: float
 
@@ -167,6 +169,7 @@ def _load(path: Path, seconds: float) -> Engine:
         raise BuildError(f"{path} does not load ({error}); delete it, it is built anew") from error
     library.sgp_solve.argtypes = [ctypes.c_void_p]
     library.sgp_prefer_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    lanes, vectors, tiles = ctypes.c_int32(), ctypes.c_int32(), ctypes.c_int32()
-    library.sgp_machine(ctypes.byref(lanes), ctypes.byref(vectors), ctypes.byref(tiles))
-    return Engine(library, path, lanes.value, vectors.value, bool(tiles.value), seconds)
+    machine = [ctypes.c_int32() for _ in range(4)]
+    library.sgp_machine(*(ctypes.byref(number) for number in machine))
+    lanes, vectors, integers, tiles = (number.value for number in machine)
+    return Engine(library, path, lanes, vectors, bool(integers), bool(tiles), seconds)

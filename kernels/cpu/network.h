@@ -186,11 +186,14 @@ template <Products P> static const float* backward(Workspace& w, const Network& 
     const Layer& L = net.layers[l];
     const float* condition = net.table ? net.table + (long)level * net.table_stride : nullptr;
     with_activation(L.activation, [&](auto a) { start_backward<P, decltype(a)::value>(w, L, g, M, condition, kept[l]); });
+    const int through = L.residual ? written<P>(L.inputs) : 0;
+    if (g != w.cotangents)  // the result of a product: a thread that is ahead writes over it once all have met at this one's
+      for (int m = 0; m < M; m++) std::copy_n(g + m * w.stride, through, w.row(w.cotangents, m));
     const float* pulled = multiply<P>(w, w.values, M, L.transposed, L.width);
     if (L.residual) {
       for (int m = 0; m < M; m++)
-        for (int j = 0; j < written<P>(L.inputs); j += LANES)
-          store(w.row(w.cotangents, m) + j, load(g + m * w.stride + j) + load(pulled + m * w.stride + j));
+        for (int j = 0; j < through; j += LANES)
+          store(w.row(w.cotangents, m) + j, load(w.row(w.cotangents, m) + j) + load(pulled + m * w.stride + j));
       pulled = w.cotangents;
     }
     g = pulled;

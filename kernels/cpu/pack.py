@@ -24,10 +24,17 @@ CONDITIONS = ("none", "multiply", "add")
 # Rows are padded to this: a multiple of every vector and of the pairs of a bfloat16 product.
 PAD = 64
 HUGE_PAGE = 2 << 20
+# Matrices from so many bytes on may be whole numbers: a network of such ones is read from beyond the second-level cache,
+# where fewer bytes count. One plan took 0.77 of the time at 4×1024 and 0.9 at 4×512; at 4×256 it gained nothing.
+INTEGERS_FROM = 1 << 20
+# How many times their mean size the largest weight of a column may be: rounding all to one step must not cost the others
+# more than float32 does. At 32 it is some 13 units of 2⁻²⁴, and so much costs the sum of a thousand products in float32, one
+# after the other. Normal weights have 4; the columns of trained networks mostly below 10, seldom above 16.
+INTEGERS_SPREAD = 32
 
 
 class CPanels(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("columns", c_int32), ("width", c_int32)]
+    _fields_ = [("data", c_void_p), ("scale", c_void_p), ("columns", c_int32), ("width", c_int32)]
 
 
 class CLayer(ctypes.Structure):
@@ -126,14 +133,16 @@ class Store:
 class PackedNetwork:
     """A network's weights in panels for `products`, with its normaliser `z̄ = (z − shift)/scale`; `struct` is the C view.
 
-    `wide` panels are for few rows, whose products are bound by reading the weights in order; see `_panel_width`.
+    `wide` panels are for few rows, whose products are bound by reading the weights in order; see `_panel_width`. `integers`:
+    float32 products may take big matrices as whole numbers of 24 bits; see `pack_integers`. `self.integers`: some do.
     """
 
     def __init__(
         self, store: Store, spec: NetworkSpec, weights: Mapping[str, Tensor], shift: Tensor, scale: Tensor,
-        products: Products, wide: bool,
+        products: Products, wide: bool, integers: bool,
     ) -> None:  # fmt: skip
         self._store = store
+        self.integers = False
         layers = (CLayer * len(spec.layers))()
         for index, (layer, c) in enumerate(zip(spec.layers, layers, strict=True)):
             assert isinstance(layer, Layer)
@@ -142,7 +151,7 @@ class PackedNetwork:
             c.width, c.inputs = w.shape
             c.activation, c.condition = ACTIVATIONS.index(layer.activation), CONDITIONS.index(layer.condition)
             c.residual = layer.residual
-            c.weight, c.transposed = (self._panels(m, products, wide) for m in (w.T, w))
+            c.weight, c.transposed = (self._panels(m, products, wide, integers) for m in (w.T, w))
             c.bias = self._row(weights[f"{name}.bias"])
             if layer.norm:
                 c.gamma, c.beta = self._row(weights[f"{name}.norm.weight"]), self._row(weights[f"{name}.norm.bias"])
@@ -162,11 +171,17 @@ class PackedNetwork:
         """Vectors, padded with zeros to whole `PAD`."""
         return self._store.put(torch.nn.functional.pad(t.float(), (0, -t.shape[-1] % PAD)))
 
-    def _panels(self, matrix: Tensor, products: Products, wide: bool) -> CPanels:
-        width = _panel_width(self._store.engine, matrix.shape[1], products, wide)
+    def _panels(self, matrix: Tensor, products: Products, wide: bool, integers: bool) -> CPanels:
+        engine = self._store.engine
+        width = _panel_width(engine, matrix.shape[1], products, wide)
         whole = width if products == "fp32" else max(width, 32)
         columns = -(-matrix.shape[1] // whole) * whole
-        return CPanels(self._store.put(pack(matrix, products, width)), columns, width)
+        big = 4 * matrix.numel() >= INTEGERS_FROM and width == engine.lanes * engine.vectors
+        made = pack_integers(matrix, width) if integers and engine.integers and products == "fp32" and big else None
+        if made is not None:
+            self.integers = True
+            return CPanels(*(self._store.put(t) for t in made), columns, width)
+        return CPanels(self._store.put(pack(matrix, products, width)), None, columns, width)
 
 
 def pack(matrix: Tensor, products: Products, width: int) -> Tensor:
@@ -186,6 +201,29 @@ def pack(matrix: Tensor, products: Products, width: int) -> Tensor:
         padded = padded - half.float()
         planes.append(half.view(len(padded) // 2, 2, -1, width).permute(2, 0, 3, 1))
     return torch.stack(planes)
+
+
+def pack_integers(matrix: Tensor, width: int) -> tuple[Tensor, Tensor] | None:
+    """A matrix `[K, N]` as whole numbers n of 24 bits, and the scale of each column.
+
+        w = 256 n · scale + error,   |n| < 2²³,   |error| ≤ 2⁻²⁴ max |w| of its column
+
+    The numbers are bytes in panels `[panel, K, width, 3]`, flat and padded; 256 n is what the engine makes of them. None
+    where that would blur weights: a column's largest is more than `INTEGERS_SPREAD` times their mean size, or is not finite,
+    or is so small that its scale is no normal float.
+    """
+    most = 2**23 - 1
+    padded = torch.nn.functional.pad(matrix.double(), (0, -matrix.shape[1] % width))
+    size = padded.abs()
+    largest = size.amax(0)
+    scale = torch.where(largest > 0, largest / (256 * most), 1.0).float()
+    even = (largest <= INTEGERS_SPREAD * size.mean(0)) & largest.isfinite() & (scale >= torch.finfo(torch.float32).tiny)
+    if not even.all():
+        return None
+    n = (padded / (256 * scale.double())).round()
+    panels = n.to(torch.int32).view(len(n), -1, width).permute(1, 0, 2).contiguous()
+    three = panels.view(torch.uint8).view(-1, 4)[:, :3].flatten()
+    return torch.nn.functional.pad(three, (0, 16)), scale  # the engine reads 64 bytes where it needs 48
 
 
 def _panel_width(engine: Engine, columns: int, products: Products, wide: bool) -> int:

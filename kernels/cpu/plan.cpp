@@ -61,9 +61,9 @@ int sgp_solve(const Plan* plan) {
   }
 }
 
-// What this build is: lanes a vector, vectors a full panel, whether matrix tiles are to be had.
-void sgp_machine(int32_t* lanes, int32_t* vectors, int32_t* tiles) {
-  *lanes = LANES, *vectors = VECTORS, *tiles = tiles_granted();
+// What this build is: lanes a vector, vectors a full panel, whether it takes whole numbers, whether tiles are to be had.
+void sgp_machine(int32_t* lanes, int32_t* vectors, int32_t* integers, int32_t* tiles) {
+  *lanes = LANES, *vectors = VECTORS, *integers = INTEGERS, *tiles = tiles_granted();
 }
 
 // Sizes of Layer, Network, Cost and Plan.

@@ -53,11 +53,6 @@ struct Plan {
     each_layer([&](const Layer& layer) { widest = std::max({widest, layer.inputs, layer.width}); });
     return round_up(widest, 64);
   }
-  bool any_residual() const {
-    bool any = false;
-    each_layer([&](const Layer& layer) { any |= layer.residual != 0; });
-    return any;
-  }
   int most_layers() const {
     int layers = 0;
     for (const Network* net : {dynamics, score, running.network, terminal.network})

@@ -5,7 +5,9 @@ quadratic costs, every option of the planner but float64. `why_not` names what i
 
 Which products. In float32 the engine multiplies in float32, or, where the processor has matrix tiles, as six bfloat16
 products, whose error is that of float32 (`tests/test_compiled.py` holds it). Which of the two is a rule of the number of
-problems a thread, not a measurement, so that two processes on one machine multiply alike. `Plan.stats["products"]` tells.
+problems a thread, not a measurement, so that two processes on one machine multiply alike. A few rows take the time that
+reading the weights takes, so there those of big matrices are whole numbers of 24 bits and a scale a column, where that costs
+less than float32 sums lose (`pack_integers`): another such rule. `Plan.stats["products"]` tells.
 
 How the work is divided among threads is measured, where there is a choice: the first call of a size runs one iteration each
 way and keeps the fastest for the process. That changes no result but by the rounding of one-row products.
@@ -24,13 +26,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..costs import LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
 from ..kernels.cpu import CCost, CPlan, CQuadratic, Engine, PackedNetwork, Products, Store, check_layout, uncovered
 from ..kernels.cpu.pack import PRODUCTS
-from ..models import Dynamics, Network
 from ..plan import Plan
 from ..problem import Problem
 from .bounding import Bounding
+from .coverage import foreign_part
 from .eager import Conditions, Evaluation, Search, conclude, start
 from .job import Iteration, Job
 from .version import Version, version
@@ -46,6 +47,9 @@ PASS_ROWS = 64
 # From so many problems a thread on, six bfloat16 products beat float32: a tile has 16 rows, and below they are partly empty.
 # Measured at widths 256 and 1024 on two threads: slower at 4, 8 and 12 problems a thread, faster from 16 on.
 SIX_PRODUCTS_FROM = 16
+# Products of up to so many rows a thread may take weights of 24 bits. Measured at width 1024 on two threads: 4 and 8
+# problems gained a quarter and a tenth; with all products so, of up to 64 rows, less: every block of rows decodes anew.
+INTEGERS_UP_TO = 8
 # How long a trial of a division runs.
 TRIAL_SECONDS = 0.005
 WORDS = {"fp32": "fp32", "bf16": "bf16", "bf16x6": "fp32 as six bf16 products"}
@@ -57,33 +61,11 @@ def why_not(
     """None where this backend covers the problem, else what it does not cover."""
     if device.type != "cpu":
         return f"native code runs on the CPU, and the models are on {device}"
-    if planner.precision == "float64":
-        return "native code plans in float32 and bfloat16, not in float64"
+    if planner.precision not in ("float32", "tf32", "bfloat16"):
+        return f"native code plans in float32 and bfloat16, not in {planner.precision}"
     if callback is not None:
         return "a callback wants to see every iteration, and native code runs them all in one call"
-    dynamics, score, cost, terminal = problem.dynamics, problem.score, problem.cost, problem.terminal
-    if type(dynamics) is not Dynamics:
-        return f"the dynamics are a {type(dynamics).__name__}, not a sgp_fast Dynamics"
-    if type(cost) not in (LearnedCost, QuadraticCost):
-        return f"the cost is a {type(cost).__name__}, not a LearnedCost or QuadraticCost"
-    if type(terminal) not in (type(None), TerminalValue, QuadraticTerminal):
-        return f"the terminal cost is a {type(terminal).__name__}, not a TerminalValue or QuadraticTerminal"
-    nx, nz = dynamics.nx, dynamics.network.spec.inputs
-    for name, part in (("dynamics", dynamics), ("score", score), ("cost", cost), ("terminal cost", terminal)):
-        network = getattr(part, "network", None)
-        if network is None:
-            continue
-        if type(network) is not Network:
-            return f"the {name} hold a {type(network).__name__}, not a sgp_fast Network"
-        if (why := uncovered(network.spec, table=name == "score")) is not None:
-            return f"the {name} hold {why}"
-        if network.spec.inputs != (nx if name == "terminal cost" else nz):
-            return f"the {name} take {network.spec.inputs} inputs where the dynamics have nx={nx} and nu={nz - nx}"
-    sizes = [("cost", nx, getattr(cost, "Q", None)), ("cost", nz - nx, getattr(cost, "R", None))]
-    for name, size, matrix in (*sizes, ("terminal cost", nx, getattr(terminal, "Q", None))):
-        if matrix is not None and len(matrix) != size:
-            return f"a matrix of the {name} is {len(matrix)} wide where the dynamics have nx={nx} and nu={nz - nx}"
-    return None
+    return foreign_part(problem, lambda part, spec: uncovered(spec, table=part == "score"))
 
 
 @dataclass(frozen=True)
@@ -108,18 +90,27 @@ class Packed:
     terminal: PackedNetwork | None
     keep: dict[str, Tensor]
 
+    @property
+    def integers(self) -> bool:
+        """Some weights are whole numbers of 24 bits."""
+        return any(net is not None and net.integers for net in (self.dynamics, self.score, self.running, self.terminal))
+
 
 # A problem is prepared anew when a weight has changed, and packed once for each time that it was prepared.
 _prepared: weakref.WeakKeyDictionary[Problem, dict[torch.dtype, tuple[Version, Problem]]] = weakref.WeakKeyDictionary()
-_packed: weakref.WeakKeyDictionary[Problem, dict[tuple[Engine, Products, bool], Packed]] = weakref.WeakKeyDictionary()
+_packed: weakref.WeakKeyDictionary[Problem, dict[tuple, Packed]] = weakref.WeakKeyDictionary()
 _fastest: dict[tuple, Division] = {}
 
 
-def packed(engine: Engine, problem: Problem, products: Products, wide: bool) -> Packed:
-    """The problem's weights, packed for these products; kept with the problem."""
+def packed(engine: Engine, problem: Problem, products: Products, wide: bool, few: tuple[bool, bool]) -> Packed:
+    """The problem's weights, packed for these products; kept with the problem.
+
+    `few`: whether the products of a step (dynamics, terminal cost) have few rows; those of all steps (score, running cost).
+    """
     kept = _packed.setdefault(problem, {})
-    if (engine, products, wide) in kept:
-        return kept[engine, products, wide]
+    key = engine, products, wide, few
+    if key in kept:
+        return kept[key]
 
     store = Store(engine)
 
@@ -127,7 +118,8 @@ def packed(engine: Engine, problem: Problem, products: Products, wide: bool) -> 
         if getattr(part, "network", None) is None:
             return None
         net, z = part.network, part.normalizer
-        return PackedNetwork(store, net.spec, net.weights, z.b, z.k, products, wide)
+        integers = few[part is problem.score or part is problem.cost]
+        return PackedNetwork(store, net.spec, net.weights, z.b, z.k, products, wide, integers)
 
     keep: dict[str, Tensor] = {"scale": problem.dynamics.scale.contiguous()}
     if problem.score is not None:
@@ -139,7 +131,7 @@ def packed(engine: Engine, problem: Problem, products: Products, wide: bool) -> 
     dynamics = network(problem.dynamics)
     assert dynamics is not None
     made = Packed(dynamics, network(problem.score), network(problem.cost), network(problem.terminal), keep)
-    kept[engine, products, wide] = made
+    kept[key] = made
     return made
 
 
@@ -154,13 +146,19 @@ class Call:
     search: Search
     products: Products
 
+    def weights(self, division: Division) -> Packed:
+        """The weights as this division reads them; which are whole numbers does not depend on it, for it is measured."""
+        T, R = self.search.v.shape[:2]
+        few = -(-R // torch.get_num_threads()) <= INTEGERS_UP_TO, T * R <= INTEGERS_UP_TO
+        return packed(self.engine, self.job.problem, self.products, division.by_columns, few)
+
     def run(self, division: Division, iterations: int) -> dict[str, Tensor]:
         """The search after `iterations`, and the evaluation of its last iterate, by the names of `CPlan`, rows first."""
         job, at, search, tables = self.job, self.at, self.search, self.job.tables
         problem, planner = job.problem, job.planner
         T, R, nu = search.v.shape
         nx = at.x0.shape[1]
-        net = packed(self.engine, problem, self.products, wide=division.by_columns)
+        net = self.weights(division)
         empty = at.x0.new_empty
         flags = lambda: torch.zeros(R, dtype=torch.bool)  # noqa: E731
         out = {
@@ -258,7 +256,8 @@ class Compiled:
         )  # fmt: skip
         plan = conclude(job, bounding, search, evaluation, out["taken"], out.get("history"))
         plan.stats.update(
-            products=WORDS[products], instructions=self.engine.instructions, division=str(division),
+            products=WORDS[products] + ", weights of 24 bits" * call.weights(division).integers,
+            instructions=self.engine.instructions, division=str(division),
             compile_seconds=self.engine.seconds,
         )  # fmt: skip
         return plan

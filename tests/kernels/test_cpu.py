@@ -12,6 +12,7 @@ import torch
 
 from sgp_fast.kernels import cpu
 from sgp_fast.kernels.cpu import build
+from sgp_fast.kernels.cpu.pack import pack_integers
 from sgp_fast.kernels.network import Layer, NetworkSpec, mlp, qsm_actor, srpo_behavior
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,29 @@ def test_panels_hold_the_matrix(products: cpu.Products, rows: int, columns: int,
     assert not whole[rows:].any() and not whole[:, columns:].any()
     error = (whole[:rows, :columns].double() - matrix.double()).abs() / matrix.double().abs()
     assert error.max() <= {"fp32": 0, "bf16": 2**-8, "bf16x6": 2**-24}[products]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (23, 70), (300, 130)])
+def test_whole_numbers_hold_the_matrix(rows: int, columns: int) -> None:
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    matrix[:, columns // 2] = 0
+    made = pack_integers(matrix, 64)
+    assert made is not None
+    three, scale = made
+    count = -(-columns // 64)
+    words = torch.nn.functional.pad(three[: rows * count * 64 * 3].view(-1, 3), (1, 0)).flatten().view(torch.int32)
+    whole = words.view(count, rows, 64).permute(1, 0, 2).reshape(rows, -1).double() * scale.double()
+    assert three.numel() == rows * count * 64 * 3 + 16 and not three[-16:].any() and not whole[:, columns:].any()
+    largest = matrix.double().abs().amax(0)
+    assert ((whole[:, :columns] - matrix).abs() <= 1.001 * 2**-24 * largest).all()
+
+
+@pytest.mark.parametrize("value", [100.0, float("inf"), float("nan"), 1e-44])
+def test_no_whole_numbers_where_they_would_lose(value: float) -> None:
+    """A weight far above the others of its column, one that is no number, a column of subnormal ones."""
+    matrix = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    matrix[7 if value > 1 else slice(None), 3] = value
+    assert pack_integers(matrix, 64) is None
 
 
 def test_what_is_covered() -> None:
