@@ -1,5 +1,26 @@
 """Networks, and the passes over them that a plan is made of: plain PyTorch first, one fast kernel a file beside it.
 
-Installed as `sgp_fast.kernels`. Nothing here imports the rest of `sgp_fast`, and `reference`, `network` and `tiling`
-import no triton, so they run anywhere that PyTorch does.
+Installed as `sgp_fast.kernels`. Nothing here imports the rest of `sgp_fast`, and `reference`, `network`, `packing` and
+`tiling` import no triton, so they run anywhere that PyTorch does.
+
+    packed = PackedNetwork.of(spec, weights, torch.bfloat16)
+    out = network_forward(packed, z)                        one launch
+    grad_z = network_vjp(packed, z, grad)                   one launch, the forward pass included
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .packing import PackedNetwork
+
+if TYPE_CHECKING:
+    from .network_op import network_forward, network_vjp
+
+__all__ = ["PackedNetwork", "network_forward", "network_vjp"]
+
+
+def __getattr__(name: str) -> Any:
+    """The kernels, loaded when they are first used: they need triton."""
+    if name in ("network_forward", "network_vjp"):
+        return getattr(import_module(".network_op", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from .models import Network
 from .plan import Plan
 from .problem import Problem
 
-Precision = Literal["float32", "float64", "bfloat16"]
+Precision = Literal["float64", "float32", "tf32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class SGP:
     clip_gradient   largest norm of one problem's gradient, over horizon and controls; None: no limit
     tolerance       a problem has converged, and stops, when the norm of its projected gradient `u − clip(u − g)` is below
                     this after all schedules have ended; 0 never stops
-    precision       "float64", "float32", or "bfloat16" for the networks' products only (all else in float32)
+    precision       "float64", "float32", or "tf32", "float16", "bfloat16" for the networks' products only (all else in
+                    float32); "tf32" is float32 on CPUs
     record_cost     keep the task cost of every iteration in `Plan.history`
     keep_moments    keep Adam's moments in the plan, and go on from those of `init`
     memory_limit    bytes of saved activations above which a batch is planned in chunks
@@ -82,8 +83,8 @@ class SGP:
             raise ValueError(f"SGP.levels is {self.levels!r}; expected indices into the score's sigmas, from 0")
         if self.bounding not in ("project", "tanh"):
             raise ValueError(f"SGP.bounding is {self.bounding!r}; expected 'project' or 'tanh'")
-        if self.precision not in ("float32", "float64", "bfloat16"):
-            raise ValueError(f"SGP.precision is {self.precision!r}; expected 'float64', 'float32' or 'bfloat16'")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"SGP.precision is {self.precision!r}; expected one of {', '.join(get_args(Precision))}")
         if not self.start_spread >= 0 or not self.tolerance >= 0:
             raise ValueError("SGP.start_spread and SGP.tolerance must be at least 0")
         if self.clip_gradient is not None and not self.clip_gradient > 0:
@@ -110,7 +111,7 @@ class SGP:
 
     @property
     def product_dtype(self) -> torch.dtype:
-        return getattr(torch, self.precision)
+        return torch.float32 if self.precision == "tf32" else getattr(torch, self.precision)
 
 
 def solve(
@@ -135,7 +136,8 @@ def solve(
     params        per-problem parameters of custom costs: a tensor `[B, …]`, or a dictionary of such
     init          controls `[B, T, nu]` or a Plan to start from; without it they start at `start_spread`·normal from `seed`
     seed          of the random starts; None is 0. Problem i's numbers depend on the seed and on i alone
-    backend       "auto", "eager" or "compiled"; `Plan.stats` says what ran and why
+    backend       "auto", "eager", "compiled" or "fused" ("fused:tile" or "fused:layered" for one of its regimes);
+                  `Plan.stats` says what ran and why
     time_limit_s  no iteration is begun after this many seconds, counted from when the models are prepared and shared among
                   chunks; the last iterate is returned
     callback      called with an `Iteration` before each step
@@ -159,7 +161,7 @@ def _solve(
     if time_limit_s is not None and not time_limit_s > 0:
         raise ValueError(f"time_limit_s is {time_limit_s}; expected a positive number of seconds, or None")
     tables = _tables(problem, planner)
-    chosen = choose(backend, problem, planner, inputs.x0.device, len(inputs.x0), callback)
+    chosen = choose(backend, problem, planner, inputs.x0.device, callback)
     prepared = chosen.prepare(problem, planner, inputs.x0.device)
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
 

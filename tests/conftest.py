@@ -1,11 +1,16 @@
-"""What every test shares: GPU tests are skipped where there is no GPU, and property tests are repeatable."""
+"""What every test shares: without a GPU, kernels are interpreted and GPU tests skipped; property tests are repeatable."""
 
 from __future__ import annotations
 
 import os
 
-import pytest
 import torch
+
+# Before any kernel is imported: without a GPU, Triton interprets them on the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
 from hypothesis import settings
 
 # Examples are the same in every run, and a slow machine is no failure.

@@ -18,6 +18,7 @@ from ..plan import Plan, Status
 from ..problem import DynamicsModel, Problem
 from .bounding import Bounding
 from .job import Iteration, Job
+from .products import products_of
 
 if TYPE_CHECKING:
     from ..planner import SGP
@@ -123,11 +124,12 @@ class Search:
 def adam(planner: SGP, search: Search, g: Tensor, step_size: float | Tensor) -> Search:
     """Adam (Kingma and Ba 2015, algorithm 1) for the rows that are active; each row counts its own steps."""
     b1, b2, eps = planner.adam
+    # In float64: 1 − β₂ⁿ of a β₂ that is rounded to float32 would be off by some 1e-5 at first.
     m = search.m + (1 - b1) * (g - search.m)
     s = b2 * search.s + (1 - b2) * g * g
     count = search.count + 1
-    root = (s / (1 - b2**count)[:, None]).sqrt() + eps
-    v = search.v - step_size * (m / (1 - b1**count)[:, None]) / root
+    bias1, bias2 = ((1 - b ** count.double()).to(m)[:, None] for b in (b1, b2))
+    v = search.v - step_size * (m / bias1) / ((s / bias2).sqrt() + eps)
     on = search.active[:, None]
     return replace(
         search,
@@ -211,9 +213,8 @@ def conclude(
     beta, sigma = tables.beta[-1], tables.sigma[-1]
     u = bounding.control(search.v)
     finite = e.x.isfinite().all(2).all(0) & e.cost.isfinite()
-    status = torch.full_like(search.count, Status.LIMIT, dtype=torch.int8)
-    status[search.converged] = int(Status.CONVERGED)
-    status[search.diverged | ~finite] = int(Status.DIVERGED)
+    status = torch.where(search.converged, int(Status.CONVERGED), int(Status.LIMIT))
+    status = torch.where(search.diverged | ~finite, int(Status.DIVERGED), status).to(torch.int8)
     score_norm = torch.zeros_like(e.running)
     if problem.score is not None and e.score is not None:
         score_norm = (e.score * problem.score.normalizer.k).norm(dim=-1)
@@ -289,4 +290,5 @@ class Eager:
         return problem.prepared(planner.state_dtype, planner.product_dtype, device)
 
     def run(self, job: Job) -> Plan:
-        return run(job)
+        with products_of(job.planner.precision, job.x0.device):
+            return run(job)

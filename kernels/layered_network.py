@@ -1,0 +1,172 @@
+"""A network layer by layer: the library's matrix products, and the fused pointwise kernels of `pointwise.py` between them.
+
+    forward     y₀ = z,  hᵢ = yᵢ Wᵢᵀ,  yᵢ₊₁ = finish_forward(hᵢ)            output: y of the last operation
+    backward    Gₙ = finish_backward(cotangent),  gᵢ = Gᵢ Wᵢ,  Gᵢ₋₁ = finish_backward(gᵢ)
+
+y and h have a buffer each, in turn read and written, so that a pass touches no more memory than its widest operation does.
+Everything is enqueued on the current stream; nothing allocates, and nothing asks the device.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .packing import NONE, Operation, PackedNetwork, Program
+from .pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward, row_stride
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What passes from one operation to the next; networks that run one after the other share it.
+
+    y, h            `[rows · widest]`, in the dtype of the products: the operand and the product
+    z, out          `[rows · columns]`, `[rows · out_columns]` of float32: input or input-gradient of a network that does not
+                    begin with a product, and output
+    joined          `[rows · columns]`, in the dtype of the products: the time's part of a first product
+    streams         two of `[rows · stream_columns]`, float32
+    """
+
+    y: Tensor
+    h: Tensor
+    z: Tensor
+    out: Tensor
+    joined: Tensor
+    streams: tuple[Tensor, Tensor]
+
+    @classmethod
+    def allocate(cls, users: Iterable[tuple[Program, int]], dtype: torch.dtype, device: torch.device) -> "Scratch":
+        """For programs with a number of rows each."""
+        users = list(users)
+
+        def largest(columns: Callable[[Program], int], dtype: torch.dtype) -> Tensor:
+            return torch.empty(max(rows * columns(program) for program, rows in users), dtype=dtype, device=device)
+
+        def stream() -> Tensor:
+            return largest(lambda program: program.stream_columns, torch.float32)
+
+        return cls(
+            y=largest(lambda program: program.widest, dtype),
+            h=largest(lambda program: program.widest, dtype),
+            z=largest(lambda program: 0 if begins_with_product(program) else program.columns, torch.float32),
+            out=largest(lambda program: program.out_columns, torch.float32),
+            joined=largest(lambda program: program.operations[0].columns if program.joined else 0, dtype),
+            streams=(stream(), stream()),
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.y, self.h, self.z, self.out, self.joined, *self.streams)
+
+
+class LayeredNetwork:
+    """A packed network for a fixed number of rows, `passes` of which are kept for their input-gradients (0: none).
+
+    `inputs [rows, columns]` is where a caller writes normalised inputs, padding zero, before `forward`: it is scratch, and
+    so is what the passes return: valid until the next pass of a network with the same scratch.
+    """
+
+    def __init__(self, packed: PackedNetwork, rows: int, scratch: Scratch, passes: int = 0) -> None:
+        program, device = packed.program, packed.weights.device
+        self.packed, self.program, self.rows, self.scratch = packed, program, rows, scratch
+        self.saved = torch.empty(passes, program.saved * rows, dtype=packed.weights.dtype, device=device)
+        self._moment_rows = -(-rows // 4) * 4  # every moment begins at an aligned address, or kernels would multiply
+        self.moments = torch.empty(passes, program.moments * self._moment_rows, device=device)
+        self.inputs = self._rows(scratch.y if begins_with_product(program) else scratch.z, program.columns)
+        self.out = self._rows(scratch.out, program.out_columns)
+
+    def forward(self, condition: Tensor | None = None, keep: int | None = None) -> Tensor:
+        """Output `[rows, out_columns]` in float32 for `inputs`; with `keep`, what the gradient needs is kept as pass `keep`.
+
+        `condition [1 or rows, condition_columns]`, padded with zeros: float32, or of the products' dtype where it is joined
+        to the input (a time embedding).
+        """
+        program, weights = self.program, self.packed.weights
+        if not begins_with_product(program):
+            y = self._rows(self.scratch.y, program.columns)
+            self._finish_forward(program.entry, self.inputs, y, keep, Condition(), None)
+        for i, op in enumerate(program.operations):
+            h = self._rows(self.scratch.h, op.columns)
+            torch.mm(self._rows(self.scratch.y, op.inputs), self._weight(op).t(), out=h)
+            joined = Condition()
+            if i == 0 and program.joined:
+                assert condition is not None
+                wide = weights[program.joined_weight :][: op.columns * program.joined].view(op.columns, program.joined)
+                part = self.scratch.joined[: len(condition) * op.columns].view(-1, op.columns)
+                torch.mm(condition, wide.t(), out=part)
+                joined = _condition(part)
+            last = i == len(program.operations) - 1
+            y = self.out if last else self._rows(self.scratch.y, op.columns)
+            self._finish_forward(op, h, y, keep, joined, condition)
+        return self.out
+
+    def vjp(self, cotangent: Tensor, condition: Tensor | None = None, keep: int = 0) -> Tensor:
+        """Input-gradient `[rows, columns]` (float32 or the products' dtype) of pass `keep`.
+
+        `cotangent [1 or rows, out_columns]` is float32; `condition` is what the forward pass had.
+        """
+        program, grad = self.program, cotangent
+        for op in reversed(program.operations):
+            y = self._rows(self.scratch.y, op.columns)
+            self._finish_backward(op, grad, y, keep, condition)
+            grad = self._rows(self.scratch.h, op.inputs)
+            torch.mm(y, self._weight(op), out=grad)
+        if begins_with_product(program):
+            return grad
+        out = self._rows(self.scratch.z, program.columns)
+        self._finish_backward(program.entry, grad, out, keep, None)
+        return out
+
+    def _finish_forward(
+        self, op: Operation, h: Tensor, y: Tensor, keep: int | None,
+        joined: Condition, condition: Tensor | None,
+    ) -> None:  # fmt: skip
+        given = _condition(condition) if op.condition != "none" else Condition()
+        kept = Kept() if keep is None else self._kept(op, keep)
+        finish_forward(h, y, self._vectors(op), joined, given, self._streams(op), kept, **self._kind(op))
+
+    def _finish_backward(self, op: Operation, g: Tensor, y: Tensor, keep: int, condition: Tensor | None) -> None:
+        given = _condition(condition) if op.condition == "multiply" else Condition()
+        finish_backward(g, y, self._vectors(op), given, self._streams(op), self._kept(op, keep), **self._kind(op))
+
+    def _kind(self, op: Operation) -> dict[str, Any]:
+        """What a kernel is compiled for. The like operations of a network, and of others, share their kernels."""
+        return {"CONDITION": op.condition, "ACTIVATION": op.activation, "RESIDUAL": op.residual, "WIDTH": op.width,
+                "STREAM_COLUMNS": self.program.stream_columns}  # fmt: skip
+
+    def _rows(self, buffer: Tensor, columns: int) -> Tensor:
+        return buffer[: self.rows * columns].view(self.rows, columns)
+
+    def _weight(self, op: Operation) -> Tensor:
+        return self.packed.weights[op.weight :][: op.columns * op.inputs].view(op.columns, op.inputs)
+
+    def _vectors(self, op: Operation) -> Vectors:
+        places = Vectors(op.bias, op.norm_weight, op.norm_bias, op.post_weight, op.post_bias)
+        return Vectors(*(None if at == NONE else self.packed.vectors[at:][: op.columns] for at in places))
+
+    def _kept(self, op: Operation, keep: int) -> Kept:
+        saved, moments = self.saved[keep], self.moments[keep]
+
+        def row(at: int) -> Tensor | None:
+            return None if at == NONE else saved[at * self.rows :][: self.rows * op.columns]
+
+        def moment(at: int) -> Tensor | None:
+            return None if at == NONE else moments[at * self._moment_rows :][: self.rows]
+
+        return Kept(row(op.saved), moment(op.moment), row(op.post_saved), moment(op.post_moment))
+
+    def _streams(self, op: Operation) -> Streams:
+        places = (op.stream_in, op.stream_out)
+        return Streams(*(None if at == NONE else self.scratch.streams[at] for at in places))
+
+
+def begins_with_product(program: Program) -> bool:
+    """Whether nothing is done with the input before the first product: then it is the operand, in the products' dtype."""
+    return program.entry.post_weight == NONE and program.entry.stream_out == NONE
+
+
+def _condition(rows: Tensor | None) -> Condition:
+    assert rows is not None
+    return Condition(rows, row_stride(rows))

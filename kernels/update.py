@@ -1,0 +1,185 @@
+"""The end of a planning iteration as a device function: judge every problem, then Adam and projection for those that go on.
+
+    g ← clip(∂u/∂v · ∂J/∂u),     v ← project(v − η · m̂/(√ŝ + ε)),     m̂ and ŝ the moments without their bias
+
+A problem whose gradient is not finite stops where it was last finite; one whose projected gradient is small stops there.
+Rows are problems, and nothing passes from one to another. `update_rows_ref` is `backends.eager`'s `judge` and `adam`.
+"""
+
+# In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .activations import expm1, tanh, tanh_slope
+
+
+class Search(NamedTuple):
+    """Pointers to the state of the search: see `backends.fused.buffers.Buffers` for the shapes."""
+
+    v: Any
+    good: Any
+    m: Any
+    s: Any
+    count: Any
+    active: Any
+    diverged: Any
+    converged: Any
+    taken: Any
+    low: Any
+    high: Any
+    grad_u: Any
+    running: Any
+    terminal: Any
+    change: Any
+    history: Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to step, a constant of the kernel, so that 1 − β is not the difference of two rounded numbers.
+
+    `clip` is infinite and `tolerance` zero where there is none.
+    """
+
+    beta1: float
+    beta2: float
+    eps: float
+    clip: float
+    tolerance: float
+    control_change: float
+
+    @property
+    def log_beta1(self) -> float:
+        return log_of(self.beta1)
+
+    @property
+    def log_beta2(self) -> float:
+        return log_of(self.beta2)
+
+
+def log_of(beta: float) -> float:
+    """log β of Adam; β = 0 forgets at once, which e^{−100} is to float32."""
+    return math.log(beta) if beta > 0 else -100.0
+
+
+@triton.jit
+def control_of(v, low, high, BOUNDING: tl.constexpr):
+    """The controls of decision variables: v itself, or `mid + half·tanh(v)` with BOUNDING "tanh"."""
+    if BOUNDING == "tanh":
+        return clamp((high + low) / 2 + (high - low) / 2 * tanh(v), low, high)
+    else:
+        return v
+
+
+@triton.jit
+def clamp(v, low, high):
+    return tl.minimum(tl.maximum(v, low), high)
+
+
+@triton.jit
+def update_rows(
+    search, rows, inside, i, step_size, settled, OPTIONS: tl.constexpr,
+    T: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr,
+    STEP: tl.constexpr, HISTORY: tl.constexpr,
+):  # fmt: skip
+    """Judge the problems `rows` after their evaluation in iteration i, and with STEP take one of Adam's steps.
+
+    BOUNDING is "none", "project" or "tanh". With CHANGE the penalty on changes of control is added to `grad_u` and its
+    value written; with HISTORY (a number of columns, or 0) the task cost before the step is. Returns which rows have
+    just diverged.
+    """
+    cols = tl.arange(0, NU_COLUMNS)[None, :]
+    mask = inside[:, None] & (cols < NU)
+    at = rows[:, None] * (T * NU) + cols
+    low, high = 0.0, 0.0
+    if BOUNDING != "none":
+        low = tl.load(search.low + rows[:, None] * NU + cols, mask=mask, other=-1.0)
+        high = tl.load(search.high + rows[:, None] * NU + cols, mask=mask, other=1.0)
+
+    if CHANGE:
+        value = tl.zeros_like(tl.load(search.change + rows, mask=inside, other=0.0))
+        for t in range(T):
+            u = control_of(tl.load(search.v + at + t * NU, mask=mask, other=0.0), low, high, BOUNDING)
+            before = control_of(tl.load(search.v + at + max(t - 1, 0) * NU, mask=mask, other=0.0), low, high, BOUNDING)
+            after = control_of(tl.load(search.v + at + min(t + 1, T - 1) * NU, mask=mask, other=0.0), low, high, BOUNDING)
+            value += tl.sum(tl.where(mask, (u - before) * (u - before), 0.0), 1)
+            g = tl.load(search.grad_u + at + t * NU, mask=mask, other=0.0)
+            g += 2 * OPTIONS.control_change * ((u - before) - (after - u))
+            tl.store(search.grad_u + at + t * NU, g, mask=mask)
+        tl.store(search.change + rows, OPTIONS.control_change * value, mask=inside)
+
+    active = tl.load(search.active + rows, mask=inside, other=0) != 0
+    if HISTORY > 0:
+        cost = tl.load(search.terminal + rows, mask=inside, other=0.0)
+        cost += tl.load(search.change + rows, mask=inside, other=0.0)
+        for t in range(T):
+            cost += tl.load(search.running + rows * T + t, mask=inside, other=0.0)
+        tl.store(search.history + rows * HISTORY + i, tl.where(active, cost, float("nan")), mask=inside)
+
+    size = tl.zeros_like(tl.load(search.count + rows, mask=inside, other=0.0))
+    projected, pulled = size, size
+    for t in range(T):
+        v = tl.load(search.v + at + t * NU, mask=mask, other=0.0)
+        g = tl.load(search.grad_u + at + t * NU, mask=mask, other=0.0)
+        size += tl.sum(g * g, 1)
+        p = g
+        if BOUNDING != "none":
+            u = control_of(v, low, high, BOUNDING)
+            p = tl.where(mask, u - clamp(u - g, low, high), 0.0)
+        projected += tl.sum(p * p, 1)
+        if BOUNDING == "tanh":
+            g = _pull(v, g, low, high)
+        pulled += tl.sum(tl.where(mask, g * g, 0.0), 1)
+    finite = size < float("inf")
+    diverged = active & (finite == 0)
+    converged = active & finite & settled & (tl.sqrt(projected) < OPTIONS.tolerance)
+    go_on = active & (diverged == 0) & (converged == 0)
+    shrink = tl.minimum(OPTIONS.clip / (tl.sqrt(pulled) + 1e-6), 1.0)[:, None]
+
+    count = tl.load(search.count + rows, mask=inside, other=0.0) + 1
+    bias1 = -expm1(count * OPTIONS.log_beta1)[:, None]
+    bias2 = -expm1(count * OPTIONS.log_beta2)[:, None]
+    on = mask & go_on[:, None]
+    for t in range(T):
+        v = tl.load(search.v + at + t * NU, mask=mask, other=0.0)
+        good = tl.load(search.good + at + t * NU, mask=mask, other=0.0)
+        tl.store(search.good + at + t * NU, v, mask=mask & finite[:, None])
+        v = tl.where(diverged[:, None], good, v)
+        if STEP:
+            g = tl.load(search.grad_u + at + t * NU, mask=mask, other=0.0)
+            if BOUNDING == "tanh":
+                g = _pull(v, g, low, high)
+            g = g * shrink
+            m = tl.load(search.m + at + t * NU, mask=mask, other=0.0)
+            s = tl.load(search.s + at + t * NU, mask=mask, other=0.0)
+            m += (1 - OPTIONS.beta1) * (g - m)
+            s = OPTIONS.beta2 * s + (1 - OPTIONS.beta2) * g * g
+            stepped = v - step_size * (m / bias1) / (tl.sqrt(s / bias2) + OPTIONS.eps)
+            v = tl.where(on, stepped, v)
+            tl.store(search.m + at + t * NU, m, mask=on)
+            tl.store(search.s + at + t * NU, s, mask=on)
+            if BOUNDING == "project":
+                v = clamp(v, low, high)
+        tl.store(search.v + at + t * NU, v, mask=mask)
+    taken = tl.load(search.taken + rows, mask=inside, other=0)
+    tl.debug_barrier()  # a row's numbers may be read by several warps: all have, before one writes
+    if STEP:
+        tl.store(search.count + rows, count, mask=inside & go_on)
+        tl.store(search.taken + rows, taken + 1, mask=inside & go_on)
+    tl.store(search.active + rows, go_on.to(tl.int8), mask=inside)
+    tl.store(search.diverged + rows, tl.full(diverged.shape, 1, tl.int8), mask=inside & diverged)
+    tl.store(search.converged + rows, tl.full(converged.shape, 1, tl.int8), mask=inside & converged)
+    return diverged
+
+
+@triton.jit
+def _pull(v, g, low, high):
+    """The gradient in v of a gradient in u = mid + half·tanh(v)."""
+    return g * (high - low) / 2 * tanh_slope(v)

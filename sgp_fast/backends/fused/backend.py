@@ -1,0 +1,177 @@
+"""The backend: from a job to a graph of its bucket, and back to a plan."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...kernels.packing import uncovered
+from ...plan import Plan
+from ...problem import Problem
+from .. import eager
+from ..coverage import foreign_part
+from ..job import Iteration, Job
+from .choice import Key, choose, user_store
+from .device import CudaDevice, Device, EagerDevice
+from .graphs import GraphCache, GraphStats, bucket
+from .packed import sources
+from .work import Make, PlanWork
+
+if TYPE_CHECKING:
+    from ...planner import SGP
+
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+# Iterations between two looks at the clock, where there is a time limit: a graph of the whole plan could not be stopped.
+SLICE = 5
+
+
+def why_unavailable() -> str | None:
+    """None where the backend can run on this machine, else why not."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (it has wheels for Linux): pip install 'triton>=3.6,<4'"
+    if interpreting() or torch.cuda.is_available():
+        return None
+    return "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
+
+
+def interpreting() -> bool:
+    """Whether Triton was told to interpret its kernels."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(
+    problem: Problem, planner: SGP, device: torch.device, callback: Callable[[Iteration], None] | None
+) -> str | None:
+    """None where this backend covers the problem, else what it does not cover."""
+    if device.type != ("cpu" if interpreting() else "cuda"):
+        where = "the CPU, interpreted" if interpreting() else "CUDA devices"
+        return f"its kernels run on {where}, and the models are on {device}"
+    if planner.precision not in PRECISIONS:
+        return f"its kernels plan in {', '.join(PRECISIONS)}, not in {planner.precision}"
+    if callback is not None:
+        return "a callback wants to see every iteration, and a graph runs them all at once"
+    return foreign_part(problem, lambda part, spec: uncovered(spec))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The backend. `regime` is "tile" or "layered"; None lets a measurement choose, with `race_eager` from `eager` too."""
+
+    reason: str
+    regime: str | None = None
+    race_eager: bool = False
+    name: str = "fused"
+
+    def prepare(self, problem: Problem, planner: SGP, device: torch.device) -> Problem:
+        """The problem itself: graphs read its weights where they lie, and so follow what is written to them."""
+        return problem
+
+    @torch.no_grad()
+    def run(self, job: Job) -> Plan:
+        at, bounding, search = eager.start(job)
+        device, rows = at.x0.device, search.v.shape[1]
+        size, cache = bucket(rows), graphs_of(device)
+
+        def load(work: PlanWork) -> PlanWork:
+            work.load(at, search, bounding.low, bounding.high)
+            return work
+
+        def planned(regime: str) -> PlanWork:
+            entry = cache.get(_key(job, size, regime), sources(job.problem), lambda: made(regime))
+            work = load(entry.work)
+            entry.graph.replay()
+            return work
+
+        def made(regime: str) -> PlanWork:
+            return PlanWork(job.problem, job, size, device, candidates[regime])
+
+        def eagerly() -> Plan:
+            planner = job.planner
+            prepared = job.problem.prepared(planner.state_dtype, planner.product_dtype, device)
+            return eager.Eager("measured fastest").run(replace(job, problem=prepared))
+
+        with cache.lock:
+            candidates = self._candidates(job, size)
+            bodies: dict[str, Callable[[], Any]] = {name: functools.partial(planned, name) for name in candidates}
+            regime, why = self._choose(job, size, device, bodies | ({"eager": eagerly} if self.race_eager else {}))
+            if regime == "eager":
+                plan = eagerly()
+                plan.stats.update(backend="eager", choice=why)
+                return plan
+            if job.deadline < math.inf:
+                work = load(made(regime))
+                _until(job, work)
+            else:
+                work = planned(regime)
+            search, evaluation, taken, history = work.results(rows)
+        plan = eager.conclude(job, bounding, search, evaluation, taken, history)
+        plan.stats.update(regime=regime, bucket=size, choice=why, graphs=vars(cache.stats).copy())
+        return plan
+
+    def _candidates(self, job: Job, size: int) -> dict[str, Make]:
+        """Ways to plan a bucket, by name; those of `regime` where one was asked for."""
+        from .layered import Layered
+        from .tile import tile_plans
+
+        ways: dict[str, Make] = {**tile_plans(job.problem, job.planner, size), "layered": Layered}
+        if self.regime is None:
+            return ways
+        return {name: make for name, make in ways.items() if name.split()[0] == self.regime}
+
+    def _choose(
+        self, job: Job, size: int, device: torch.device, bodies: dict[str, Callable[[], Any]]
+    ) -> tuple[str, str]:
+        """The way to plan this bucket, and why."""
+        if len(bodies) == 1:
+            return next(iter(bodies)), "asked for"
+        if interpreting():
+            return next(iter(bodies)), "the first: the interpreter's speed says nothing"
+        dtype = job.planner.precision
+        choice = choose(Key.of(job.problem, device_of(device), size, job.planner.horizon, dtype), bodies, device_of(device),
+                        user_store())  # fmt: skip
+        return choice.chosen, choice.reason
+
+
+def _key(job: Job, size: int, regime: str) -> Hashable:
+    """What a graph is captured for, beside the weights that it reads."""
+    parts = tuple(id(part) for part in job.problem.modules.values())
+    given = (job.low is not None, job.goal is not None)
+    return (parts, job.problem.control_change, job.planner, size, regime, *given)
+
+
+def _until(job: Job, work: PlanWork) -> None:
+    """Iterate while there is time, without a graph, and evaluate."""
+    work.begin()
+    reached = 0
+    while reached < work.iterations and time.monotonic() < job.deadline:
+        last = min(work.iterations, reached + SLICE)
+        work.iterate(reached, last)
+        reached = last
+        if work.buffers.x0.is_cuda:
+            torch.cuda.synchronize(work.buffers.x0.device)
+    work.evaluate(settled=reached >= job.tables.settled)
+
+
+@functools.cache
+def device_of(device: torch.device) -> Device:
+    """The device interface of a torch device, one for the process."""
+    return CudaDevice(device) if device.type == "cuda" else EagerDevice(device)
+
+
+@functools.cache
+def graphs_of(device: torch.device) -> GraphCache[PlanWork]:
+    """The graphs of a device, one cache for the process: planners share its bounds."""
+    return GraphCache(device_of(device))
+
+
+def graph_stats(device: torch.device | str = "cuda") -> GraphStats:
+    """Counts of a device's graphs: hits, misses, captures, recaptures, evictions, entries and bytes."""
+    return graphs_of(torch.device(device)).stats

@@ -1,0 +1,215 @@
+"""The layered regime over one bucket: the library's matrix products, with fused pointwise kernels between them.
+
+For wide networks and many problems, where the product is the cost: a step of the rollout is a network over R rows, score and
+cost are networks over all T·R rows at once, and the adjoint is swept back over what the rollout kept of every step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.layered_network import LayeredNetwork, Scratch
+from ...kernels.packing import Program
+from ...kernels.pointwise import division, grid, row_stride
+from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel, update_kernel
+from .arguments import options_of, search_of
+from .buffers import Buffers
+from .packed import PackedModel, PackedProblem
+
+if TYPE_CHECKING:
+    from ...planner import SGP
+
+# Numbers of a program of the step, which has one warp: it waits for memory again and again, and many programs hide that.
+STEP_PROGRAM = 32
+
+
+class Layered:
+    """All iterations of a bucket. Allocates its workspace once; `iterate` and `evaluate` only enqueue.
+
+    Products of float32 are IEEE or tf32, and those of half precision may be summed in it across blocks, as
+    `torch.backends.cuda.matmul` says.
+    """
+
+    name = "layered"
+
+    def __init__(self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> None:
+        """`settled` is the iteration from which the schedules no longer change."""
+        self.packed, self.buffers, self.settled, self.iterations = packed, buffers, settled, planner.iterations
+        T, R, columns = buffers.horizon, buffers.rows, packed.columns
+        self._T, self._R = T, R
+        self._bounding = "none" if buffers.low is None else planner.bounding
+        self._options = options_of(packed, planner)
+
+        rows = {"dynamics": R, "score": T * R, "cost": T * R, "terminal": R}
+        passes = {"dynamics": T, "score": 0, "cost": 1, "terminal": 1}
+        users: list[tuple[Program, int]] = [(m.network.program, rows[name]) for name, m in packed.models.items()]
+        self._scratch = Scratch.allocate(users, packed.dtype, packed.device)
+        self._networks = {
+            name: LayeredNetwork(model.network, rows[name], self._scratch, passes[name])
+            for name, model in packed.models.items()
+        }
+
+        def floats(*shape: int) -> Tensor:
+            return torch.empty(shape, device=packed.device)
+
+        self._pull = floats(T + 1, R, columns)  # of the costs, less β s; the terminal cost's comes last
+        self._cotangent = floats(R, columns)
+        self._from_goal = floats(0 if packed.curvature is None and packed.last_curvature is None else T * R, columns)
+        self._seed = floats(1, max(net.program.out_columns for net in self._networks.values()))
+        self._seed.zero_()[0, 0] = 1.0
+        score = packed.score
+        self._level_row = None
+        if score is not None and score.network.spec.levels:
+            self._level_row = floats(1, score.network.program.condition_columns)
+
+    def iterate(self, first: int, last: int) -> None:
+        """Enqueue iterations `first … last−1`."""
+        self._begin()
+        history = 0 if self.buffers.history is None else self.iterations
+        for i in range(first, last):
+            self._evaluate(i)
+            self._update(i, i >= self.settled, STEP=True, HISTORY=history)
+
+    def evaluate(self, settled: bool) -> None:
+        """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
+        self._begin()
+        for _ in range(2):
+            self._evaluate(self.iterations - 1)
+            self._update(self.iterations - 1, settled, STEP=False, HISTORY=0)
+
+    @property
+    def bytes(self) -> int:
+        """Of the workspace."""
+        return sum(t.numel() * t.element_size() for t in self.workspace)
+
+    @property
+    def workspace(self) -> tuple[Tensor, ...]:
+        """What is written before it is read in every iteration."""
+        own = (self._pull, self._cotangent, self._from_goal, *self._scratch.tensors)
+        kept = (t for net in self._networks.values() for t in (net.saved, net.moments))
+        return (*own, *kept) if self._level_row is None else (*own, *kept, self._level_row)
+
+    def _begin(self) -> None:
+        b = self.buffers
+        b.x[:, 0].copy_(b.x0)
+        if self.packed.terminal is None and self.packed.last_curvature is None:
+            b.terminal.zero_()
+
+    def _evaluate(self, i: int) -> None:
+        """One pass of the planner at the level and β of iteration i: see `backends.eager.evaluate`."""
+        self._rollout()
+        self._costs()
+        self._score(i)
+        self._adjoint()
+
+    def _rollout(self) -> None:
+        """`x_{t+1} = x_t + scale ⊙ net(z̄_t)`."""
+        net, out = self._networks["dynamics"], None
+        for t in range(self._T):
+            self._inputs(net.inputs, t, self.packed.dynamics, out=out)
+            out = net.forward(keep=t)
+        self._inputs(None, self._T, self.packed.dynamics, out=out)
+
+    def _costs(self) -> None:
+        """Values and gradients of the costs of all steps at once, and of the terminal cost."""
+        p, b, T = self.packed, self.buffers, self._T
+        running, last = self._pull[:T].flatten(0, 1), self._pull[T]
+        if p.curvature is not None:
+            self._quadratic(p.curvature, p.goal, 0, b.running, running)
+        if p.cost is not None:
+            self._learned("cost", p.cost, 0, b.running, running)
+        if p.last_curvature is not None:
+            self._quadratic(p.last_curvature, p.last_goal, T, b.terminal, last)
+        if p.terminal is not None:
+            self._learned("terminal", p.terminal, T, b.terminal, last)
+
+    def _quadratic(self, curvature: Tensor, own_goal: Tensor, t: int, value: Tensor, pull: Tensor) -> None:
+        """`½ dᵀ S d` and `S d`, in float32 whatever the networks' products are in."""
+        d = self._from_goal[: len(pull)]
+        self._inputs(d, t, None, goal=own_goal if self.buffers.goal is None else self.buffers.goal)
+        torch.mm(d, curvature, out=pull)  # S is symmetric
+        self._value(pull, d, None, value, pull, OUT_COLUMNS=1, SIGN=1)
+
+    def _learned(self, name: str, model: PackedModel, t: int, value: Tensor, pull: Tensor) -> None:
+        """A network's output and input-gradient; as a terminal cost, of what it values, taken off."""
+        net = self._networks[name]
+        self._inputs(net.inputs, t, model)
+        out = net.forward(keep=0)
+        grad = net.vjp(self._seed[:, : net.program.out_columns])
+        sign = -1 if name == "terminal" else 1
+        self._value(grad, out, model.inv_k, value, pull, OUT_COLUMNS=net.program.out_columns, SIGN=sign)
+
+    def _score(self, i: int) -> None:
+        """Scores of all steps at once."""
+        model = self.packed.score
+        if model is None:
+            return
+        b, net, T, R = self.buffers, self._networks["score"], self._T, self._R
+        if self._level_row is not None:
+            table = model.network.vectors[net.program.embedding :][: model.network.spec.levels * self._level_row.shape[1]]
+            torch.index_select(table.view(-1, self._level_row.shape[1]), 0, b.level[i : i + 1], out=self._level_row)
+        self._inputs(net.inputs, 0, model)
+        out = net.forward(self._level_row)
+        self._launch(
+            score_kernel, T * R, out, model.inv_k, self.packed.gain, b.level, b.beta, b.score, self._pull, i, T * R, R,
+            T=T, NZ=self.packed.nx + self.packed.nu,
+        )  # fmt: skip
+
+    def _adjoint(self) -> None:
+        """Costates and gradients in the controls, from the horizon's end to its start."""
+        net = self._networks["dynamics"]
+        has_last = self.packed.terminal is not None or self.packed.last_curvature is not None
+        self._costate(self._T, self._pull[self._T] if has_last else None, None)
+        for t in reversed(range(self._T)):
+            self._costate(t, self._pull[t], net.vjp(self._cotangent, keep=t))
+
+    def _costate(self, t: int, pull: Tensor | None, grad: Tensor | None) -> None:
+        p, b = self.packed, self.buffers
+        self._launch(
+            adjoint_kernel, self._R, pull, grad, p.dynamics.inv_k, p.scale, b.costate, b.grad_u, self._cotangent, t, self._R,
+            T=self._T, NX=p.nx, NU=p.nu,
+        )  # fmt: skip
+
+    def _inputs(
+        self, z: Tensor | None, t: int, model: PackedModel | None, goal: Tensor | None = None, out: Tensor | None = None
+    ) -> None:
+        """Write z for a network, or less a goal, from step t on; with `out` the state of step t before that."""
+        p, b = self.packed, self.buffers
+        offset = goal if model is None else model.b
+        assert offset is not None
+        rows = self._R if z is None else len(z)
+        v = b.v if t < self._T else None
+        inv_k = None if model is None else model.inv_k
+        self._launch(
+            inputs_kernel, rows, b.x, v, b.low, b.high, out, p.scale, offset, inv_k, z,
+            t, rows, self._R, row_stride(offset) if offset.ndim == 2 else 0,
+            T=self._T, NX=p.nx, NU=p.nu, B_COLUMNS=offset.shape[-1], BOUNDING=self._bounding,
+        )  # fmt: skip
+
+    def _value(
+        self, grad: Tensor, of: Tensor, inv_k: Tensor | None, value: Tensor, pull: Tensor, OUT_COLUMNS: int, SIGN: int
+    ) -> None:
+        rows = len(pull)
+        self._launch(
+            cost_kernel, rows, grad, of, inv_k, value, pull, rows, self._R,
+            STEPS=rows // self._R, OUT_COLUMNS=OUT_COLUMNS, SIGN=SIGN,
+        )  # fmt: skip
+
+    def _update(self, i: int, settled: bool, STEP: bool, HISTORY: int) -> None:
+        """Judge, and with STEP move, all problems."""
+        b, nu = self.buffers, self.packed.nu
+        nu_columns = 1 << (nu - 1).bit_length()
+        block = max(1, STEP_PROGRAM // nu_columns)
+        constants: dict[str, Any] = dict(
+            OPTIONS=self._options, T=self._T, NU=nu, NU_COLUMNS=nu_columns, BOUNDING=self._bounding,
+            CHANGE=self.packed.control_change > 0, STEP=STEP, HISTORY=HISTORY, BLOCK_B=block, num_warps=1,
+        )  # fmt: skip
+        update_kernel[(-(-self._R // block),)](search_of(b), b.step_size, i, int(settled), self._R, **constants)
+
+    def _launch(self, kernel: Any, rows: int, *arguments: Any, **constants: Any) -> None:
+        """A kernel over whole tiles."""
+        columns = self.packed.columns
+        kernel[grid(rows, columns)](*arguments, **constants, **division(columns))

@@ -1,0 +1,102 @@
+"""A problem as the kernels read it: every part packed in one width, `columns`, in which the state comes before the controls.
+
+A tile `[rows, columns]` of one step holds `z = (x, u)`, padded with zeros; a gradient in z has the costate's part and the
+controls' part in the same places, so that nothing is ever joined or cut apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.packing import PackedNetwork, padded
+from ...problem import Problem
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A network over z̄ = (z − b)·inv_k; `b` and `inv_k` are `[columns]`, zero in the padding."""
+
+    network: PackedNetwork
+    b: Tensor
+    inv_k: Tensor
+
+
+class PackedProblem:
+    """The parts of a problem on a device, with products in `dtype` (float32, float16 or bfloat16).
+
+    dynamics        `x' = x + scale ⊙ net(z̄)`, `scale [columns]`
+    score           `s = net(z̄)·inv_k·gain[level]`; None without one
+    cost, terminal  a learned cost or value: a model, or None
+    curvature       `[columns, columns]` of float32, `Q + Qᵀ` and `R + Rᵀ` on the diagonal: a quadratic cost is
+                    `½ dᵀ S d` with gradient `S d`, `d = z − goal`; None for a learned cost. `last_curvature` is the terminal
+                    cost's
+    goal            `[1, columns]`, `last_goal` likewise: of the costs themselves, for problems that bring none
+
+    `refresh` copies all of it from the problem as it is now. It allocates nothing, so that it can be part of a graph.
+    """
+
+    def __init__(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> None:
+        self.nx, self.nu = problem.dynamics.nx, problem.dynamics.nu
+        self.columns = padded(self.nx + self.nu)
+        self.dtype, self.device = dtype, device
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=device)
+
+        def model(part: Any, out_columns: int) -> PackedModel | None:
+            if getattr(part, "network", None) is None:
+                return None
+            network = PackedNetwork(part.network.spec, dtype, device, self.columns, out_columns)
+            return PackedModel(network, zeros(self.columns), zeros(self.columns))
+
+        dynamics = model(problem.dynamics, self.columns)
+        assert dynamics is not None
+        self.dynamics = dynamics
+        self.score, self.cost = model(problem.score, self.columns), model(problem.cost, 0)
+        self.terminal = model(problem.terminal, 0)
+        self.scale, self.goal, self.last_goal = zeros(self.columns), zeros(1, self.columns), zeros(1, self.columns)
+        self.gain = zeros(1 if problem.score is None else problem.score.levels)
+        self.curvature = zeros(self.columns, self.columns) if hasattr(problem.cost, "Q") else None
+        self.last_curvature = zeros(self.columns, self.columns) if hasattr(problem.terminal, "Q") else None
+        self.control_change = problem.control_change
+        self.refresh(problem)
+
+    @torch.no_grad()
+    def refresh(self, problem: Problem) -> None:
+        """Copy weights, normalisers and matrices of this moment."""
+        nx = self.nx
+        parts = (problem.dynamics, problem.score, problem.cost, problem.terminal)
+        for part, model in zip(parts, (self.dynamics, self.score, self.cost, self.terminal), strict=True):
+            if model is None or part is None:
+                continue
+            model.network.refresh(part.network.weights)
+            width = len(part.normalizer.b)
+            model.b[:width].copy_(part.normalizer.b)
+            model.inv_k[:width].copy_(part.normalizer.k).reciprocal_()
+        self.scale[:nx].copy_(problem.dynamics.scale)
+        if problem.score is not None:
+            self.gain.copy_(problem.score.sigmas).reciprocal_() if problem.score.output == "noise" else self.gain.fill_(1)
+        if self.curvature is not None:
+            nz = nx + self.nu
+            self.curvature[:nx, :nx].copy_(problem.cost.Q).add_(problem.cost.Q.T)
+            self.curvature[nx:nz, nx:nz].copy_(problem.cost.R).add_(problem.cost.R.T)
+        if self.last_curvature is not None:
+            self.last_curvature[:nx, :nx].copy_(problem.terminal.Q).add_(problem.terminal.Q.T)
+        for part, goal in ((problem.cost, self.goal), (problem.terminal, self.last_goal)):
+            if getattr(part, "goal", None) is not None:
+                goal[0, :nx].copy_(part.goal)
+
+    @property
+    def models(self) -> dict[str, PackedModel]:
+        """The networks, by the names of the problem's parts."""
+        parts = {"dynamics": self.dynamics, "score": self.score, "cost": self.cost, "terminal": self.terminal}
+        return {name: model for name, model in parts.items() if model is not None}
+
+
+def sources(problem: Problem) -> tuple[Tensor, ...]:
+    """Every tensor that a packed problem reads: while these are the same objects, `refresh` sees all that is written."""
+    return tuple(t for part in problem.modules.values() for t in (*part.parameters(), *part.buffers()))

@@ -1,0 +1,106 @@
+"""The tile regime over one bucket: launches `kernels.tile`, where one program plans a block of problems."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...kernels.packing import padded
+from ...kernels.tile import Costs, Evaluation, Model, plan_kernel
+from ...kernels.tiling import Tile, sizes
+from ...problem import Problem
+from .arguments import options_of, search_of
+from .buffers import Buffers
+from .packed import PackedModel, PackedProblem
+from .work import Make
+
+if TYPE_CHECKING:
+    from ...planner import SGP
+
+NO_MODEL = Model(None, None, None, None)
+
+
+class TilePlan:
+    """All iterations of a bucket in one launch. Allocates its scratch once; `iterate` and `evaluate` only enqueue."""
+
+    name = "tile"
+
+    def __init__(
+        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, tile: Tile, keep: bool
+    ) -> None:
+        """`settled` is the iteration from which the schedules no longer change; `keep`: see `kernels.tile`."""
+        self.buffers, self.iterations, self.settled = buffers, planner.iterations, settled
+        programs = {name: model.network.program for name, model in packed.models.items()}
+        costs = (programs.get("cost"), programs.get("terminal"))
+        layout = sizes(tile, planner.horizon, keep, programs["dynamics"], programs.get("score"), costs)
+        self.blocks = -(-buffers.rows // tile.block_b)
+        self._scratch = torch.empty(self.blocks * layout.scratch, dtype=packed.dtype, device=packed.device)
+        self._scratch32 = torch.empty(self.blocks * layout.scratch32, device=packed.device)
+        self._zero = torch.zeros(1, dtype=torch.int32, device=packed.device)
+        self._arguments = self._tensors(packed)
+        self._constants: dict[str, Any] = dict(
+            DYNAMICS=programs["dynamics"], SCORE=programs.get("score"), COST=costs[0], TERMINAL=costs[1], TILE=tile,
+            T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=keep, SIZES=layout,
+            BOUNDING="none" if buffers.low is None else planner.bounding,
+            OPTIONS=options_of(packed, planner), num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        self._change = packed.control_change > 0
+
+    def iterate(self, first: int, last: int) -> None:
+        """Enqueue iterations `first … last−1`."""
+        history = 0 if self.buffers.history is None else self.iterations
+        self._launch(first, last, self.settled, False, STEP=True, HISTORY=history)
+
+    def evaluate(self, settled: bool) -> None:
+        """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
+        at = self.iterations - 1
+        for only_diverged in (False, True):
+            self._launch(at, at + 1, at if settled else at + 1, only_diverged, STEP=False, HISTORY=0)
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self._scratch, self._scratch32))
+
+    def _launch(self, first: int, last: int, settled: int, only_diverged: bool, STEP: bool, HISTORY: int) -> None:
+        kernel: Any = plan_kernel[(self.blocks,)]
+        kernel(
+            *self._arguments, self._zero, self._scratch, self._scratch32, self.buffers.rows, first, last, settled,
+            ONLY_DIVERGED=only_diverged, STEP=STEP, HISTORY=HISTORY, CHANGE=self._change, **self._constants,
+        )  # fmt: skip
+
+    def _tensors(self, packed: PackedProblem) -> tuple[Any, ...]:
+        b = self.buffers
+        costs = Costs(
+            packed.curvature, packed.goal if packed.curvature is not None else None,
+            packed.last_curvature, packed.last_goal if packed.last_curvature is not None else None, b.goal,
+        )  # fmt: skip
+        models = (_model(m) for m in (packed.dynamics, packed.score, packed.cost, packed.terminal))
+        return (
+            *models, packed.scale, packed.gain, costs, Evaluation(b.x0, b.x, b.costate, b.score), search_of(b),
+            b.beta, b.level, b.step_size,
+        )  # fmt: skip
+
+
+def _model(model: PackedModel | None) -> Model:
+    if model is None:
+        return NO_MODEL
+    return Model(model.network.weights, model.network.vectors, model.b, model.inv_k)
+
+
+def tile_plans(problem: Problem, planner: SGP, rows: int) -> dict[str, Make]:
+    """The tile regime with each of the tiles worth trying for a bucket, by name."""
+    tiles = [Tile(16, 32, 32, 4, 2, "ieee", True)] if is_interpreted() else [Tile(64, 256, 64, 8, 2)]
+    return {f"tile of {tile.block_b} rows": _made_with(tile, False) for tile in tiles}
+
+
+def is_interpreted() -> bool:
+    """Whether Triton interprets the kernels: decided when they were imported."""
+    return type(plan_kernel).__name__ == "InterpretedFunction"
+
+
+def _made_with(tile: Tile, keep: bool) -> Make:
+    def make(packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> TilePlan:
+        return TilePlan(packed, planner, buffers, settled, tile, keep)
+
+    return make

@@ -1,0 +1,119 @@
+"""A whole plan of one bucket as one body: everything that a graph is captured of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem
+from ..eager import Conditions, Evaluation, Search
+from ..job import Job
+from ..products import products_of
+from .buffers import Buffers
+from .graphs import copy_in
+from .packed import PackedProblem, sources
+
+if TYPE_CHECKING:
+    from ...planner import SGP
+
+
+class Regime(Protocol):
+    """A way to run the iterations of a bucket; both methods only enqueue."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    def iterate(self, first: int, last: int) -> None: ...
+
+    def evaluate(self, settled: bool) -> None: ...
+
+
+Make = Callable[[PackedProblem, "SGP", Buffers, int], Regime]
+
+
+class PlanWork:
+    """All of a plan: weights as they are now, the search from its start, every iteration, the last evaluation.
+
+    `load` copies a job in and `results` reads what came out, cut to the job's rows.
+    """
+
+    def __init__(self, problem: Problem, job: Job, rows: int, device: torch.device, make: Make) -> None:
+        planner, tables = job.planner, job.tables
+        self.problem, self.reads = problem, sources(problem)
+        self.packed = PackedProblem(problem, planner.product_dtype, device)
+        self.buffers = Buffers.allocate(
+            rows, planner.horizon, self.packed.nx, self.packed.nu, planner.iterations, device,
+            bounded=job.low is not None, with_goal=job.goal is not None, with_history=planner.record_cost,
+        )  # fmt: skip
+        for static, values in (
+            (self.buffers.beta, tables.beta),
+            (self.buffers.step_size, tables.step_size),
+            (self.buffers.level, tables.levels),
+        ):
+            static.copy_(torch.tensor(values, dtype=static.dtype))
+        self.iterations, self._precision = planner.iterations, planner.precision
+        self.regime = make(self.packed, planner, self.buffers, tables.settled)
+
+    @property
+    def bytes(self) -> int:
+        networks = sum(model.network.bytes for model in self.packed.models.values())
+        return networks + self.buffers.bytes + self.regime.bytes
+
+    def body(self) -> None:
+        self.begin()
+        self.iterate(0, self.iterations)
+        self.evaluate(settled=True)
+
+    def iterate(self, first: int, last: int) -> None:
+        with products_of(self._precision, self.packed.device):
+            self.regime.iterate(first, last)
+
+    def evaluate(self, settled: bool) -> None:
+        with products_of(self._precision, self.packed.device):
+            self.regime.evaluate(settled)
+
+    def begin(self) -> None:
+        """What comes before the first iteration. The start was copied in."""
+        b = self.buffers
+        self.packed.refresh(self.problem)
+        b.good.copy_(b.v)
+        b.active.fill_(1)
+        for flags in (b.diverged, b.converged, b.taken):
+            flags.zero_()
+        if b.history is not None:
+            b.history.fill_(torch.nan)
+
+    def load(self, at: Conditions, search: Search, low: Tensor | None, high: Tensor | None) -> None:
+        """Copy in where a search starts; tensors of `search` are time-major, as the reference has them."""
+        b = self.buffers
+        given: list[tuple[str, Tensor | None, Tensor | None]] = [
+            ("x0", b.x0, at.x0), ("goal", b.goal, at.goal), ("low", b.low, low), ("high", b.high, high),
+            ("count", b.count, search.count),
+        ]  # fmt: skip
+        given += [(n, getattr(b, n), getattr(search, n).transpose(0, 1)) for n in ("v", "m", "s")]
+        for name, static, tensor in given:
+            if static is not None and tensor is not None:
+                rows = tensor.expand(len(at.x0), *tensor.shape[1:]) if len(tensor) == 1 else tensor
+                copy_in(static, rows, name)
+
+    def results(self, rows: int) -> tuple[Search, Evaluation, Tensor, Tensor | None]:
+        """The search, the last evaluation (time-major), the steps taken and the history; copies, for a graph runs again."""
+        b = self.buffers
+
+        def steps(t: Tensor) -> Tensor:
+            return t[:rows].transpose(0, 1).clone()
+
+        v = steps(b.v)
+        search = Search(
+            v=v, good=v, m=steps(b.m), s=steps(b.s), count=b.count[:rows].clone(), active=b.active[:rows] != 0,
+            diverged=b.diverged[:rows] != 0, converged=b.converged[:rows] != 0,
+        )  # fmt: skip
+        evaluation = Evaluation(
+            x=steps(b.x), costate=steps(b.costate), grad_u=steps(b.grad_u), running=steps(b.running),
+            terminal=b.terminal[:rows].clone(), change=b.change[:rows].clone(),
+            score=None if self.packed.score is None else steps(b.score),
+        )  # fmt: skip
+        return search, evaluation, b.taken[:rows].clone(), None if b.history is None else b.history[:rows].clone()
