@@ -51,8 +51,9 @@ def network_forward(z, mem, NET: tl.constexpr, TILE: tl.constexpr, SAVE: tl.cons
 
     With SAVE, what `network_vjp` needs is kept in `mem.saved` and `mem.moments`.
     """
+    ENTRY: tl.constexpr = NET.entry
     tl.debug_barrier()  # the pass before may still read where this one writes
-    _write(z, columns_of(mem, NET.columns), mem, 1, NET.entry, NET, TILE, SAVE)
+    _write(z, columns_of(mem, NET.columns), mem, 1, ENTRY, NET, TILE, SAVE)
     out = z
     for i in tl.static_range(len(NET.operations)):
         out = _forward(mem, i, NET, TILE, SAVE)
@@ -66,12 +67,13 @@ def network_vjp(grad, mem, NET: tl.constexpr, TILE: tl.constexpr):
     After a `network_forward` of the same rows with SAVE.
     """
     LAST: tl.constexpr = len(NET.operations) - 1
+    ENTRY: tl.constexpr = NET.entry
     _backward_write(grad, columns_of(mem, NET.out_columns), mem, LAST, NET, TILE)
     for j in tl.static_range(LAST):
         _backward(mem, LAST - j, NET, TILE)
     tl.debug_barrier()
     g = _product_vjp(columns_of(mem, NET.columns), mem, 0, NET, TILE)
-    g = _output_vjp(g, columns_of(mem, NET.columns), mem, NET.entry, NET, TILE)
+    g = _output_vjp(g, columns_of(mem, NET.columns), mem, ENTRY, NET, TILE)
     return g
 
 
@@ -130,17 +132,19 @@ def _forward_columns(cols, mem, i: tl.constexpr, NET: tl.constexpr, TILE: tl.con
     OP: tl.constexpr = NET.operations[i]
     rows = rows_of(mem, TILE)
     BLOCK_B: tl.constexpr = TILE.block_b
+    PRECISION: tl.constexpr = TILE.input_precision
+    KIND: tl.constexpr = OP.activation
     h = tl.zeros((BLOCK_B, cols.shape[0]), tl.float32)
     y_ptr = mem.y + ((i + 1) % 2) * TILE.block_b * NET.widest
     w_ptr = mem.weights + OP.weight
-    h = product(h, mem, y_ptr, OP.inputs, w_ptr, 1, OP.inputs, cols, OP.inputs, TILE, TILE.input_precision)
+    h = product(h, mem, y_ptr, OP.inputs, w_ptr, 1, OP.inputs, cols, OP.inputs, TILE, PRECISION)
     if i == 0 and NET.joined > 0:
         w_ptr = mem.weights + NET.joined_weight
-        c_ptr, c_stride = mem.condition, 0 if mem.condition_stride is None else mem.condition_stride
-        h = product(h, mem, c_ptr, c_stride, w_ptr, 1, NET.joined, cols, NET.joined, TILE, TILE.input_precision)
+        c_ptr, c_stride = mem.condition, mem.condition_stride
+        h = product(h, mem, c_ptr, c_stride, w_ptr, 1, NET.joined, cols, NET.joined, TILE, PRECISION)
     h += tl.load(mem.vectors + OP.bias + cols)[None, :]
     if OP.condition != "none":
-        c = _condition(mem, rows, cols)
+        c = _condition(mem, rows, cols, NET)
         h = h * c if OP.condition == "multiply" else h + c
     if OP.norm_weight >= 0:
         hat, rstd = _standardise(h, cols, OP.width)
@@ -153,7 +157,7 @@ def _forward_columns(cols, mem, i: tl.constexpr, NET: tl.constexpr, TILE: tl.con
         h += _load_stream(mem, OP.stream_in, cols, OP.width, NET, TILE)
     if SAVE and OP.norm_weight < 0 and OP.saved >= 0:
         store_rows(mem, mem.saved + OP.saved * TILE.block_b, h, cols, OP.columns, TILE)
-    y = activate(h, OP.activation, mem.weights.dtype.element_ty == tl.float32)
+    y = activate(h, KIND, mem.weights.dtype.element_ty == tl.float32)
     if OP.residual == "after":
         y += _load_stream(mem, OP.stream_in, cols, OP.width, NET, TILE)
     if i < len(NET.operations) - 1:
@@ -162,8 +166,8 @@ def _forward_columns(cols, mem, i: tl.constexpr, NET: tl.constexpr, TILE: tl.con
 
 
 @triton.jit
-def _condition(mem, rows, cols):
-    if mem.condition_stride is None:
+def _condition(mem, rows, cols, NET: tl.constexpr):
+    if NET.shared_condition:
         return tl.load(mem.condition + cols)[None, :]
     else:
         return tl.load(mem.condition + rows[:, None] * mem.condition_stride + cols[None, :])
@@ -188,6 +192,7 @@ def _write(y, cols, mem, i: tl.constexpr, OP: tl.constexpr, NET: tl.constexpr, T
 def _backward_write(g, cols, mem, i: tl.constexpr, NET: tl.constexpr, TILE: tl.constexpr):
     """From the gradient in the output of operation i to that in its product, written as operand of the next."""
     OP: tl.constexpr = NET.operations[i]
+    KIND: tl.constexpr = OP.activation
     rows = rows_of(mem, TILE)
     g = _output_vjp(g, cols, mem, OP, NET, TILE)
     if OP.residual == "after":
@@ -196,16 +201,16 @@ def _backward_write(g, cols, mem, i: tl.constexpr, NET: tl.constexpr, TILE: tl.c
         hat = load_rows(mem, mem.saved + OP.saved * TILE.block_b, cols, OP.columns, TILE)
         w = tl.load(mem.vectors + OP.norm_weight + cols)[None, :]
         b = tl.load(mem.vectors + OP.norm_bias + cols)[None, :]
-        g = activate_vjp(g, hat * w + b, OP.activation)
+        g = activate_vjp(g, hat * w + b, KIND)
         tl.debug_barrier()  # as below: w is read again, not held
         g = g * tl.load(mem.vectors + OP.norm_weight + cols)[None, :]
         g = _standardise_vjp(g, mem, OP.saved, OP.moment, cols, OP.columns, OP.width, TILE)
     elif OP.saved >= 0:
-        g = activate_vjp(g, load_rows(mem, mem.saved + OP.saved * TILE.block_b, cols, OP.columns, TILE), OP.activation)
+        g = activate_vjp(g, load_rows(mem, mem.saved + OP.saved * TILE.block_b, cols, OP.columns, TILE), KIND)
     if OP.residual == "inside":
         _store_stream(mem, OP.stream_in, g, cols, OP.width, NET, TILE)
     if OP.condition == "multiply":
-        g = g * _condition(mem, rows, cols)
+        g = g * _condition(mem, rows, cols, NET)
     store_rows(mem, mem.y + (i % 2) * TILE.block_b * NET.widest, g, cols, OP.columns, TILE)
 
 
@@ -225,10 +230,11 @@ def _product_vjp(cols, mem, i: tl.constexpr, NET: tl.constexpr, TILE: tl.constex
     """The columns `cols` of `G W`: the gradient in the input of operation i's product."""
     OP: tl.constexpr = NET.operations[i]
     BLOCK_B: tl.constexpr = TILE.block_b
+    PRECISION: tl.constexpr = TILE.input_precision
     g = tl.zeros((BLOCK_B, cols.shape[0]), tl.float32)
     y_ptr = mem.y + (i % 2) * TILE.block_b * NET.widest
     w_ptr = mem.weights + OP.weight
-    return product(g, mem, y_ptr, OP.columns, w_ptr, OP.inputs, 1, cols, OP.columns, TILE, TILE.input_precision)
+    return product(g, mem, y_ptr, OP.columns, w_ptr, OP.inputs, 1, cols, OP.columns, TILE, PRECISION)
 
 
 @triton.jit

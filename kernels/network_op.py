@@ -7,6 +7,8 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportAssignmentType=false
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +21,7 @@ from .packing import PackedNetwork
 from .tiling import Tile
 
 
-@triton.jit(do_not_specialize=["rows_total"])
+@triton.jit(do_not_specialize=["rows_total", "condition_stride"])
 def network_kernel(
     z_ptr, grad_ptr, out_ptr, weights_ptr, vectors_ptr, condition_ptr, zero_ptr, scratch_ptr, scratch32_ptr, rows_total,
     condition_stride,
@@ -33,7 +35,7 @@ def network_kernel(
     zcols = tl.arange(0, NET.columns)[None, :]
     ocols = tl.arange(0, NET.out_columns)[None, :]
     first = pid * TILE.block_b
-    condition_at = condition_ptr if condition_stride is None else condition_ptr + first * condition_stride
+    condition_at = condition_ptr + first * condition_stride
     mem = Memory(
         weights_ptr, vectors_ptr, scratch_ptr + pid * SCRATCH, scratch32_ptr + pid * SCRATCH32,
         scratch_ptr + pid * SCRATCH + 2 * TILE.block_b * NET.widest,
@@ -107,7 +109,7 @@ def _run(
         z, grad, out, packed.weights, packed.vectors, row, torch.zeros(1, dtype=torch.int32, device=device),
         torch.empty(blocks * scratch, dtype=packed.weights.dtype, device=device),
         torch.empty(blocks * scratch32, device=device), rows, stride,
-        NET=program, TILE=tile, VJP=grad is not None, NZ=spec.inputs, NOUT=spec.outputs, SCRATCH=scratch,
+        NET=replace(program, shared_condition=stride == 0), TILE=tile, VJP=grad is not None, NZ=spec.inputs, NOUT=spec.outputs, SCRATCH=scratch,
         SCRATCH32=scratch32, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
@@ -133,15 +135,15 @@ def _rows(packed: PackedNetwork, name: str, t: Tensor, columns: int) -> int:
     return t.numel() // columns
 
 
-def _condition(packed: PackedNetwork, condition: Tensor | None, lead: torch.Size, rows: int) -> tuple[Tensor, int | None]:
-    """The condition as the kernel reads it, padded, and its stride; None where one row serves all."""
+def _condition(packed: PackedNetwork, condition: Tensor | None, lead: torch.Size, rows: int) -> tuple[Tensor, int]:
+    """The condition as the kernel reads it, padded, and its stride; 0 where one row serves all."""
     spec, program = packed.spec, packed.program
     if (condition is None) != (spec.condition_width == 0):
         wants = f"one of width {spec.condition_width}" if spec.condition_width else "none"
         given = "None" if condition is None else f"of shape {tuple(condition.shape)}"
         raise ValueError(f"condition is {given}; the network takes {wants}")
     if condition is None:
-        return packed.vectors, None
+        return packed.vectors, 0
     if condition.shape not in ((spec.condition_width,), (*lead, spec.condition_width)):
         raise ValueError(
             f"condition has shape {tuple(condition.shape)}; expected [{spec.condition_width}] or "
@@ -152,4 +154,4 @@ def _condition(packed: PackedNetwork, condition: Tensor | None, lead: torch.Size
     padded = torch.zeros(1 if shared else rows, program.condition_columns, dtype=dtype, device=packed.weights.device)
     given = condition.reshape(-1, spec.condition_width)
     padded[: len(given), : spec.condition_width] = given.to(dtype)
-    return padded, None if shared else program.condition_columns
+    return padded, 0 if shared else program.condition_columns

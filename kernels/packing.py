@@ -71,6 +71,7 @@ class Program:
 
     entry             what is done with the input itself, without a product: a norm where the network begins with a block
     joined            padded width of a time embedding, or 0; `joined_weight` is the offset of its columns of the first W
+    shared_condition  one row conditions all rows of a launch, not a row each
     embedding         offset in the vectors of the table of noise levels `[levels, condition_columns]`, or -1
     saved, moments    numbers that a row keeps for the input-gradient, in the dtype of the products and in float32
     """
@@ -83,6 +84,7 @@ class Program:
     condition_columns: int
     saved: int
     moments: int
+    shared_condition: bool = True
 
     @property
     def columns(self) -> int:

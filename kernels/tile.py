@@ -241,7 +241,7 @@ def _memory(
     if STEPS:
         saved += t * (TILE.block_b * NET.saved)
         moments += t * (TILE.block_b * NET.moments)
-    return Memory(model.weights, model.vectors, block.scratch, block.scratch32, saved, moments, condition, None, block.zero)
+    return Memory(model.weights, model.vectors, block.scratch, block.scratch32, saved, moments, condition, 0, block.zero)
 
 
 @triton.jit
@@ -252,7 +252,7 @@ def _learned_cost(z, model, block, NET: tl.constexpr, TILE: tl.constexpr, SIZES:
     COLUMNS: tl.constexpr = NET.columns
     saved, moments = block.scratch + SIZES.cost_saved, block.scratch32 + SIZES.cost_moments
     y, stream = block.scratch, block.scratch32
-    mem = Memory(model.weights, model.vectors, y, stream, saved, moments, model.vectors, None, block.zero)
+    mem = Memory(model.weights, model.vectors, y, stream, saved, moments, model.vectors, 0, block.zero)
     out = network_forward(_normalised(z, model, block.zero), mem, NET, TILE, True)
     is_first = (columns_of(block, OUT) == 0)[None, :]
     value = tl.sum(tl.where(is_first, out, 0.0), 1) * SIGN
