@@ -37,7 +37,7 @@ def activate(h, KIND: tl.constexpr, EXACT: tl.constexpr = True):
 def activate_vjp(g, h, KIND: tl.constexpr):
     """`g · act'(h)`, element by element."""
     if KIND == "relu":
-        return tl.where(h > 0, g, 0.0)
+        return tl.where(h <= 0, 0.0, g)
     elif KIND == "elu":
         return g * tl.exp(tl.minimum(h, 0.0, propagate_nan=tl.PropagateNan.ALL))
     elif KIND == "silu":

@@ -68,6 +68,7 @@ def network_vjp(grad, mem, NET: tl.constexpr, TILE: tl.constexpr):
     """
     LAST: tl.constexpr = len(NET.operations) - 1
     ENTRY: tl.constexpr = NET.entry
+    tl.debug_barrier()  # what the forward pass kept is read, and its last operand written over
     _backward_write(grad, columns_of(mem, NET.out_columns), mem, LAST, NET, TILE)
     for j in tl.static_range(LAST):
         _backward(mem, LAST - j, NET, TILE)
@@ -246,7 +247,8 @@ def product(
     BLOCK_K: tl.constexpr = min(K, TILE.block_k)
     rows = rows_of(mem, TILE)
     k = columns_of(mem, BLOCK_K)
-    for k0 in tl.range(0, K, BLOCK_K, num_stages=TILE.stages):
+    # An end that is loaded: the compiler would unroll the loop, and all operands of a product want registers then.
+    for k0 in tl.range(0, tl.load(mem.zero) + K, BLOCK_K, num_stages=TILE.stages):
         a = tl.load(a_ptr + rows[:, None] * a_stride + (k0 + k)[None, :])
         w = tl.load(w_ptr + (k0 + k)[:, None] * W_STRIDE_K + cols[None, :] * W_STRIDE_N)
         if TILE.interpreted:  # the interpreter would multiply the bits of bfloat16
@@ -282,8 +284,11 @@ def _standardise_vjp(
     a whole row both in registers, there would be none left.
     """
     hat = load_rows(mem, mem.saved + SAVED * TILE.block_b, cols, COLUMNS, TILE)
-    mean, along = tl.reduce((g, g * hat), 1, _add_pairs)
-    mean, along = mean / WIDTH, along / WIDTH
+    if TILE.interpreted:  # the interpreter would add pair by pair
+        mean, along = tl.sum(g, 1) / WIDTH, tl.sum(g * hat, 1) / WIDTH
+    else:
+        mean, along = tl.reduce((g, g * hat), 1, _add_pairs)
+        mean, along = mean / WIDTH, along / WIDTH
     tl.debug_barrier()
     hat = load_rows(mem, mem.saved + SAVED * TILE.block_b, cols, COLUMNS, TILE)
     rstd = tl.load(mem.moments + MOMENT * TILE.block_b + rows_of(mem, TILE))

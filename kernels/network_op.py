@@ -18,7 +18,7 @@ from .layers import Memory
 from .layers import network_forward as forward_rows
 from .layers import network_vjp as vjp_rows
 from .packing import PackedNetwork
-from .tiling import Tile
+from .tiling import H200, Tile, fits, limits_of, tiles
 
 
 @triton.jit(do_not_specialize=["rows_total", "condition_stride"])
@@ -109,17 +109,22 @@ def _run(
         z, grad, out, packed.weights, packed.vectors, row, torch.zeros(1, dtype=torch.int32, device=device),
         torch.empty(blocks * scratch, dtype=packed.weights.dtype, device=device),
         torch.empty(blocks * scratch32, device=device), rows, stride,
-        NET=replace(program, shared_condition=stride == 0), TILE=tile, VJP=grad is not None, NZ=spec.inputs, NOUT=spec.outputs, SCRATCH=scratch,
-        SCRATCH32=scratch32, num_warps=tile.warps, num_stages=tile.stages,
+        NET=replace(program, shared_condition=stride == 0), TILE=tile, VJP=grad is not None, NZ=spec.inputs,
+        NOUT=spec.outputs, SCRATCH=scratch, SCRATCH32=scratch32, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
 
 
 def tile_of(packed: PackedNetwork, rows: int) -> Tile:
-    """The tile for a network alone."""
-    if is_interpreted():
-        return Tile(16, 32, 32, 4, 2, interpreted=True)
-    return Tile(64, 256, 64, 8, 2)
+    """The tile for a network alone: the one that `tiling` expects to be fastest, or a small one where it knows none."""
+    program, weights = packed.program, packed.weights
+    limits = limits_of(weights.device) if weights.is_cuda else H200
+    found = tiles(
+        program.widest_whole_row, program.widest, weights.dtype, rows, streams=program.stream_columns > 0, limits=limits,
+        interpreted=is_interpreted(),
+    )  # fmt: skip
+    serving = [tile for tile in found if fits(tile, (program,), weights.dtype, limits.shared)]
+    return serving[0] if serving else Tile(16, 128, 16, 8, 2)
 
 
 def _rows(packed: PackedNetwork, name: str, t: Tensor, columns: int) -> int:

@@ -286,10 +286,14 @@ class PackedNetwork:
     ) -> PackedNetwork:
         """The weights under the names of `NetworkSpec.weight_shapes`, packed where they lie, and followed from then on.
 
-        `dtype` of the products: float32, float16 or bfloat16; that of the weights by default.
+        `dtype` of the products: float32 (as when it is not given), float16 or bfloat16.
         """
+        if dtype is None:
+            dtype = torch.float32
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"dtype is {dtype}; the kernels multiply in torch.float32, torch.float16 or torch.bfloat16")
         first = weights[next(name for name in spec.weight_shapes() if name.endswith("weight"))]
-        made = cls(spec, dtype or first.dtype, first.device)
+        made = cls(spec, dtype, first.device)
         made._source = weights
         made.follow()
         return made

@@ -198,6 +198,7 @@ def _load_step(
 def _park(values, block, TILE: tl.constexpr, SIZES: tl.constexpr):
     """Set a tile of z aside while a network has the registers; a barrier of the network's lies before `_parked`."""
     COLUMNS: tl.constexpr = values.shape[1]
+    tl.debug_barrier()  # what was parked before may still be read
     store_rows(block, block.scratch32 + SIZES.parked, values, columns_of(block, COLUMNS), COLUMNS, TILE)
 
 

@@ -6,7 +6,7 @@ No triton here, so that it can be read, tested and printed anywhere. Every size 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,6 +38,7 @@ class Tile:
 class DeviceLimits:
     """What a device has, and what it was measured to do.
 
+    capability    90 for sm_90
     shared        bytes that one program may have
     l2            bytes
     matrix_flops  FLOP/s of products of 16-bit numbers
@@ -45,6 +46,7 @@ class DeviceLimits:
     clock         cycles/s of a multiprocessor at full speed
     """
 
+    capability: int
     multiprocessors: int
     shared: int
     l2: int
@@ -60,8 +62,9 @@ class DeviceLimits:
 
 
 H200 = DeviceLimits(
-    multiprocessors=132, shared=227 << 10, l2=60 << 20, matrix_flops=788e12, bandwidth=4.3e12, clock=1.98e9
-)
+    capability=90, multiprocessors=132, shared=227 << 10, l2=60 << 20, matrix_flops=788e12,
+    bandwidth=4.3e12, clock=1.98e9,
+)  # fmt: skip
 
 
 def limits_of(device: torch.device) -> DeviceLimits:
@@ -72,31 +75,32 @@ def limits_of(device: torch.device) -> DeviceLimits:
     found = torch.cuda.get_device_properties(device)
     share = found.multi_processor_count / H200.multiprocessors
     return DeviceLimits(
-        multiprocessors=found.multi_processor_count, shared=found.shared_memory_per_block_optin, l2=found.L2_cache_size,
-        matrix_flops=share * H200.matrix_flops, bandwidth=share * H200.bandwidth, clock=H200.clock,
+        capability=10 * found.major + found.minor, multiprocessors=found.multi_processor_count,
+        shared=found.shared_memory_per_block_optin, l2=found.L2_cache_size, matrix_flops=share * H200.matrix_flops,
+        bandwidth=share * H200.bandwidth, clock=H200.clock,
     )  # fmt: skip
 
 
 # By kind of products and columns of the widest accumulator: what compiled without a spill, one size for each number of rows.
-# Deeper steps or fewer warps run out of registers by a few, and a stage more or less changes only the shared memory.
+# Deeper steps, more stages or fewer warps run out of registers, mostly by a few.
 _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
     "16-bit": {
         256: (Tile(64, 256, 32, 8, 3), Tile(32, 256, 64, 8, 3), Tile(16, 256, 64, 8, 3)),
-        512: (Tile(32, 256, 32, 8, 3), Tile(16, 256, 32, 8, 3)),
-        1024: (Tile(16, 256, 16, 8, 3),),
+        512: (Tile(32, 256, 32, 8, 3), Tile(16, 256, 32, 8, 2)),
+        1024: (Tile(16, 256, 16, 8, 2),),
     },
     "tf32": {
-        256: (Tile(32, 256, 32, 8, 3, "tf32"), Tile(16, 256, 32, 8, 3, "tf32")),
+        256: (Tile(32, 256, 32, 8, 3, "tf32"), Tile(16, 256, 32, 8, 2, "tf32")),
     },
     "ieee": {
-        256: (Tile(16, 128, 16, 8, 2),),
+        256: (Tile(32, 128, 16, 8, 2), Tile(16, 128, 16, 8, 2)),
     },
 }
 
 
 def tiles(
     widest_whole_row: int, widest: int, dtype: torch.dtype, rows: int, *, input_precision: str = "ieee",
-    limits: DeviceLimits = H200, interpreted: bool = False,
+    streams: bool = False, limits: DeviceLimits = H200, interpreted: bool = False,
 ) -> tuple[Tile, ...]:  # fmt: skip
     """Sizes to try for a bucket of `rows`, the one expected to be fastest first; empty where none is known not to spill.
 
@@ -105,6 +109,7 @@ def tiles(
     for each weight: all programs read all weights, so that larger blocks read them less often and smaller ones occupy more
     multiprocessors. Between equals, the smaller. The two widths are the largest of `Program.widest_whole_row` and
     `Program.widest` of the networks. A kernel of other networks may spill where these do not: it is slower then, not wrong.
+    `streams` says that a network has residuals (`Program.stream_columns`), which take registers: then no block has 64 rows.
     `interpreted` asks for one small size that divides small networks, too.
     """
     kind = "16-bit" if dtype != torch.float32 else input_precision
@@ -121,6 +126,12 @@ def tiles(
         programs = -(-rows // (tile.block_b * limits.multiprocessors))
         return programs * max(2 * tile.block_b / flops, dtype.itemsize / bandwidth), tile.block_b
 
+    if streams or limits.capability >= 100:
+        found = tuple(tile for tile in found if tile.block_b < 64)
+    if limits.capability >= 100:
+        # There, products of 64 rows and more take tensor memory, and the compiler asks for more than there is; the others
+        # go through registers, of which two stages leave enough.
+        found = tuple(replace(tile, stages=2) for tile in found)
     return tuple(sorted(found, key=expected))
 
 

@@ -80,7 +80,9 @@ def control_of(v, low, high, BOUNDING: tl.constexpr):
 
 @triton.jit
 def clamp(v, low, high):
-    return tl.minimum(tl.maximum(v, low), high)
+    """Within the limits; a NaN stays one, as a diverging problem must be seen to."""
+    above = tl.maximum(v, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(above, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -114,6 +116,7 @@ def update_rows(
             g += 2 * OPTIONS.control_change * ((u - before) - (after - u))
             tl.store(search.grad_u + at + t * NU, g, mask=mask)
         tl.store(search.change + rows, OPTIONS.control_change * value, mask=inside)
+        tl.debug_barrier()  # what follows reads it, perhaps in other threads
 
     active = tl.load(search.active + rows, mask=inside, other=0) != 0
     if HISTORY > 0:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from ._warmup import warmup
     from .costs import CustomCost, LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
     from .data import Dataset, load_dataset, make_dataset, normalized_score
     from .evaluation import evaluate
@@ -69,6 +70,7 @@ _HOME = {
     "normalized_score": "data",
     "solve": "planner",
     "train": "training",
+    "warmup": "_warmup",
 }
 
 __all__ = [
@@ -101,6 +103,7 @@ __all__ = [
     "normalized_score",
     "solve",
     "train",
+    "warmup",
 ]
 
 

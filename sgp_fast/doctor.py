@@ -148,10 +148,7 @@ def _gpus(torch: ModuleType | None) -> list[dict[str, Any]]:
 
 def _backends() -> dict[str, str | None]:
     try:
-        found = dict(import_module("sgp_fast.backends").available())
-        # People look for it by name, so that it is not there yet is said.
-        found.setdefault("fused", "not built yet: this version has no CUDA kernels")
-        return found
+        return dict(import_module("sgp_fast.backends").available())
     except Exception as error:
         why = f"the backends do not load: {_one_line(error)}"
         return {name: why for name in ("eager", "compiled", "fused")}

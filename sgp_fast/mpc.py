@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor
 from ._slots import Rows, Slots
 from ._starts import device_of, has_rows, random_starts, repeat_rows, solve_starts, take_rows
 from .plan import Plan, Status
-from .planner import SGP
+from .planner import SGP, job_of
 from .problem import Problem
+
+if TYPE_CHECKING:
+    from .backends.fused.receding import Receding
 
 
 class MPC:
@@ -58,13 +62,21 @@ class MPC:
                     raise ValueError(f"Problem.{name} has {len(part)} rows for batch_size={batch_size}; give one each")
         self.problem, self.planner, self.batch_size = problem, planner, batch_size
         self.backend, self.seed, self.time_limit_s = backend, seed, time_limit_s
-        self.plan: Plan | None = None
+        self._plan: Plan | Callable[[], Plan] | None = None
+        self._step: Receding | None = None  # the whole step as one graph, where the fused backend plans
         self.rows: Rows = np.empty(0, np.int64)
         self.seconds = 0.0
         self._u: Tensor | None = None  # [B, T, nu], the plans to start from, already shifted
         self._moments: tuple[Tensor, ...] | None = None
         self._warm = np.zeros(batch_size, bool)
         self._last_problem: tuple[bytes, Problem] | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The last `Plan`, of the environments that were active."""
+        if callable(self._plan):
+            self._plan = self._plan()
+        return self._plan
 
     def act(self, obs: Any, active: Any = None, goal: Any = None, params: Any = None) -> Any:
         """First controls of new plans, `[B, nu]`, an array or a tensor as `obs` is.
@@ -83,6 +95,10 @@ class MPC:
         rows = self._slots.rows(active)
         x0 = self._slots.observations(obs, rows)
         home = x0.device
+        if goal is None and params is None and self._can_step(rows):
+            action = self._act_in_one_step(x0, as_numpy)
+            self.seconds += time.perf_counter() - began
+            return action
         goal = self.problem.goal if goal is None else goal
         goal = None if goal is None else torch.as_tensor(goal)
         if goal is not None and has_rows(goal) and len(goal) != self.batch_size:
@@ -138,7 +154,7 @@ class MPC:
 
     def _keep(self, plan: Plan, rows: Rows) -> None:
         """Remember the plans, shifted by one step; those that diverged are dropped."""
-        self.plan, self.rows = plan, rows
+        self._plan, self.rows = plan, rows
         index = torch.from_numpy(rows)
         self._u = _scatter(self._u, index, _shift(plan.u), self.batch_size)
         if self.planner.keep_moments and plan.moments is not None:
@@ -149,8 +165,48 @@ class MPC:
         self._warm[rows] = (plan.status != Status.DIVERGED).cpu().numpy()
         self._slots.step[rows] += 1
 
+    def _can_step(self, rows: Rows) -> bool:
+        """Whether this step is one replay of a graph: all environments go on from plans that the fused backend made."""
+        plan = self._plan
+        if len(rows) < self.batch_size or not self._warm.all() or self.planner.starts > 1 or self.time_limit_s is not None:
+            return False
+        if self._step is None or not self._step.reads_still():
+            if not isinstance(plan, Plan) or plan.stats["backend"] != "fused" or plan.stats["chunks"] > 1:
+                return False
+            self._step = self._made_step(plan)
+        return True
+
+    def _made_step(self, plan: Plan) -> Receding:
+        """The graph of a step; from here on, what is remembered lies where the graph reads it."""
+        from .backends.fused.receding import Receding
+
+        assert self._u is not None
+        step = Receding(job_of(self.problem, self.planner, plan.x[:, 0]), plan.stats["regime"], plan.stats)
+        step.u.copy_(self._u)
+        self._u = step.u
+        if self._moments is not None:
+            for static, kept in zip(step.moments, self._moments, strict=True):
+                static.copy_(kept)
+            self._moments = step.moments
+        return step
+
+    def _act_in_one_step(self, x0: Tensor, as_numpy: bool) -> Any:
+        """A copy in, a replay, a copy out."""
+        assert self._step is not None and self._u is not None
+        rows = np.arange(self.batch_size)
+        with torch.inference_mode(False), torch.no_grad():
+            out = self._step.step(x0.to(self._u.device, self._u.dtype)).to(x0.device, copy=True)
+        self._plan, self.rows = self._step.plan, rows
+        self._warm[:] = (out[:, -1] == 0).cpu().numpy()
+        self._slots.step[rows] += 1
+        action = self._finite(out[:, :-1], rows)
+        return action.numpy() if as_numpy else action
+
     def _first_control(self, plan: Plan, rows: Rows) -> Tensor:
-        first = plan.u[:, 0]
+        return self._finite(plan.u[:, 0], rows)
+
+    def _finite(self, first: Tensor, rows: Rows) -> Tensor:
+        """First controls; zero, within the bounds, for an environment where they are not finite."""
         finite = first.isfinite().all(1, keepdim=True)
         if bool(finite.all()):
             return first

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import schedule
 from .backends import choose
 from .backends.job import Iteration, Job, Tables
-from .inputs import problem_rows, read_inputs, starting_controls
+from .inputs import Inputs, problem_rows, read_inputs, starting_controls
 from .models import Network
 from .plan import Plan
 from .problem import Problem
@@ -139,7 +139,7 @@ def solve(
     backend       "auto", "eager", "compiled" or "fused" ("fused:tile" or "fused:layered" for one of its regimes);
                   `Plan.stats` says what ran and why
     time_limit_s  no iteration is begun after this many seconds, counted from when the models are prepared and shared among
-                  chunks; the last iterate is returned
+                  chunks; the last iterate is returned. `fused` looks at the clock every fifth iteration
     callback      called with an `Iteration` before each step
 
     A problem that diverges has `Status.DIVERGED` and disturbs no other. Wrong arguments raise before any work.
@@ -171,11 +171,7 @@ def _solve(
         now = time.monotonic()  # chunks share the time that is left alike: none may starve those behind it
         until = now + (deadline - now) / (len(chunks) - number) if deadline < math.inf else math.inf
         rows = problem_rows(inputs, slice(first, first + chunk))
-        controls = starting_controls(planner, rows, seed or 0, first)
-        job = Job(
-            problem=prepared, planner=planner, tables=tables, first=first, deadline=until, callback=callback,
-            x0=rows.x0, u=controls, low=rows.low, high=rows.high, goal=rows.goal, params=rows.params, moments=rows.moments,
-        )  # fmt: skip
+        job = _job(prepared, planner, tables, rows, seed or 0, first, until, callback)
         plans.append(_best_start(chosen.run(job), planner.starts))
     seconds = time.perf_counter() - began
     stats = {
@@ -191,6 +187,23 @@ def _solve(
         "step_size": list(tables.step_size),
     } | plans[0].stats  # what the backend has to say
     return Plan.concatenate(plans, stats) if len(plans) > 1 else replace(plans[0], stats=stats)
+
+
+def job_of(problem: Problem, planner: SGP, x0: Tensor) -> Job:
+    """What a backend is given for start states `x0 [B, nx]`, without a limit of time; raises as `solve` does."""
+    inputs = read_inputs(problem, planner, x0, goal=None, params=None, init=None)
+    return _job(problem, planner, _tables(problem, planner), inputs, 0, 0, math.inf, None)
+
+
+def _job(
+    prepared: Any, planner: SGP, tables: Tables, rows: Inputs, seed: int, first: int, until: float,
+    callback: Callable[[Iteration], None] | None,
+) -> Job:  # fmt: skip
+    return Job(
+        problem=prepared, planner=planner, tables=tables, first=first, deadline=until, callback=callback, x0=rows.x0,
+        u=starting_controls(planner, rows, seed, first), low=rows.low, high=rows.high, goal=rows.goal, params=rows.params,
+        moments=rows.moments,
+    )  # fmt: skip
 
 
 def _tables(problem: Problem, planner: SGP) -> Tables:

@@ -13,9 +13,14 @@ if not torch.cuda.is_available():
 import pytest
 from hypothesis import settings
 
+from tests.interpreter import patch_once_a_launch
+
 # Examples are the same in every run, and a slow machine is no failure.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    patch_once_a_launch()
 
 # Parallel workers (pytest -n) would otherwise fight over the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -217,7 +217,7 @@ def conclude(
     status = torch.where(search.diverged | ~finite, int(Status.DIVERGED), status).to(torch.int8)
     score_norm = torch.zeros_like(e.running)
     if problem.score is not None and e.score is not None:
-        score_norm = (e.score * problem.score.normalizer.k).norm(dim=-1)
+        score_norm = (e.score * problem.score.normalizer.k.to(e.score)).norm(dim=-1)
     penalty = beta * 0.5 * sigma**2 * score_norm.square().sum(0)
     moments = (search.m.transpose(0, 1), search.s.transpose(0, 1), search.count) if planner.keep_moments else None
     return Plan(

@@ -99,7 +99,7 @@ class Fused:
             return eager.Eager("measured fastest").run(replace(job, problem=prepared))
 
         with cache.lock:
-            candidates = self._candidates(job, size)
+            candidates = candidates_of(job, size, self.regime)
             bodies: dict[str, Callable[[], Any]] = {name: functools.partial(planned, name) for name in candidates}
             regime, why = self._choose(job, size, device, bodies | ({"eager": eagerly} if self.race_eager else {}))
             if regime == "eager":
@@ -116,20 +116,15 @@ class Fused:
         plan.stats.update(regime=regime, bucket=size, choice=why, graphs=vars(cache.stats).copy())
         return plan
 
-    def _candidates(self, job: Job, size: int) -> dict[str, Make]:
-        """Ways to plan a bucket, by name; those of `regime` where one was asked for."""
-        from .layered import Layered
-        from .tile import tile_plans
-
-        ways: dict[str, Make] = {**tile_plans(job.problem, job.planner, size), "layered": Layered}
-        if self.regime is None:
-            return ways
-        return {name: make for name, make in ways.items() if name.split()[0] == self.regime}
-
     def _choose(
         self, job: Job, size: int, device: torch.device, bodies: dict[str, Callable[[], Any]]
     ) -> tuple[str, str]:
         """The way to plan this bucket, and why."""
+        if not bodies:
+            raise ValueError(
+                f"backend 'fused:{self.regime}' has no tile for networks as wide as these in {job.planner.precision}; use "
+                "backend='fused', which takes another regime"
+            )
         if len(bodies) == 1:
             return next(iter(bodies)), "asked for"
         if interpreting():
@@ -138,6 +133,15 @@ class Fused:
         choice = choose(Key.of(job.problem, device_of(device), size, job.planner.horizon, dtype), bodies, device_of(device),
                         user_store())  # fmt: skip
         return choice.chosen, choice.reason
+
+
+def candidates_of(job: Job, size: int, regime: str | None = None) -> dict[str, Make]:
+    """Ways to plan a bucket, by name; those of `regime` where one is asked for."""
+    from .layered import Layered
+    from .tile import tile_plans
+
+    ways: dict[str, Make] = {**tile_plans(job.problem, job.planner, size, job.x0.device), "layered": Layered}
+    return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 
 
 def _key(job: Job, size: int, regime: str) -> Hashable:
@@ -160,16 +164,26 @@ def _until(job: Job, work: PlanWork) -> None:
     work.evaluate(settled=reached >= job.tables.settled)
 
 
-@functools.cache
 def device_of(device: torch.device) -> Device:
     """The device interface of a torch device, one for the process."""
-    return CudaDevice(device) if device.type == "cuda" else EagerDevice(device)
+    return _of(device.type, _index(device))[0]
+
+
+def graphs_of(device: torch.device) -> GraphCache[PlanWork]:
+    """The graphs of a device, one cache for the process: planners share its bounds."""
+    return _of(device.type, _index(device))[1]
 
 
 @functools.cache
-def graphs_of(device: torch.device) -> GraphCache[PlanWork]:
-    """The graphs of a device, one cache for the process: planners share its bounds."""
-    return GraphCache(device_of(device))
+def _of(kind: str, index: int | None) -> tuple[Device, GraphCache[PlanWork]]:
+    device = torch.device(kind, index) if index is not None else torch.device(kind)
+    made: Device = CudaDevice(device) if kind == "cuda" else EagerDevice(device)
+    return made, GraphCache(made)
+
+
+def _index(device: torch.device) -> int | None:
+    """"cuda" is the current device: the same as "cuda:0" where that is current."""
+    return torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
 
 
 def graph_stats(device: torch.device | str = "cuda") -> GraphStats:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...kernels.packing import padded
+from ...kernels.packing import lay_out, padded
 from ...kernels.tile import Costs, Evaluation, Model, plan_kernel
-from ...kernels.tiling import Tile, sizes
+from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tiles
 from ...problem import Problem
 from .arguments import options_of, search_of
 from .buffers import Buffers
@@ -27,13 +27,13 @@ class TilePlan:
     name = "tile"
 
     def __init__(
-        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, tile: Tile, keep: bool
+        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, tile: Tile, kept: bool
     ) -> None:
-        """`settled` is the iteration from which the schedules no longer change; `keep`: see `kernels.tile`."""
+        """`settled` is the iteration from which the schedules no longer change; `kept`: see `kernels.tile`."""
         self.buffers, self.iterations, self.settled = buffers, planner.iterations, settled
         programs = {name: model.network.program for name, model in packed.models.items()}
         costs = (programs.get("cost"), programs.get("terminal"))
-        layout = sizes(tile, planner.horizon, keep, programs["dynamics"], programs.get("score"), costs)
+        layout = sizes(tile, planner.horizon, kept, programs["dynamics"], programs.get("score"), costs)
         self.blocks = -(-buffers.rows // tile.block_b)
         self._scratch = torch.empty(self.blocks * layout.scratch, dtype=packed.dtype, device=packed.device)
         self._scratch32 = torch.empty(self.blocks * layout.scratch32, device=packed.device)
@@ -41,7 +41,7 @@ class TilePlan:
         self._arguments = self._tensors(packed)
         self._constants: dict[str, Any] = dict(
             DYNAMICS=programs["dynamics"], SCORE=programs.get("score"), COST=costs[0], TERMINAL=costs[1], TILE=tile,
-            T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=keep, SIZES=layout,
+            T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=kept, SIZES=layout,
             BOUNDING="none" if buffers.low is None else planner.bounding,
             OPTIONS=options_of(packed, planner), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
@@ -88,10 +88,26 @@ def _model(model: PackedModel | None) -> Model:
     return Model(model.network.weights, model.network.vectors, model.b, model.inv_k)
 
 
-def tile_plans(problem: Problem, planner: SGP, rows: int) -> dict[str, Make]:
-    """The tile regime with each of the tiles worth trying for a bucket, by name."""
-    tiles = [Tile(16, 32, 32, 4, 2, "ieee", True)] if is_interpreted() else [Tile(64, 256, 64, 8, 2)]
-    return {f"tile of {tile.block_b} rows": _made_with(tile, False) for tile in tiles}
+def tile_plans(problem: Problem, planner: SGP, rows: int, device: torch.device) -> dict[str, Make]:
+    """The tile regime with each of the tiles worth trying for a bucket, by name; empty where none is known to serve."""
+    parts = (problem.dynamics, problem.score, problem.cost, problem.terminal)
+    networks = [getattr(part, "network", None) for part in parts]
+    specs = [network.spec for network in networks if network is not None]
+    columns = padded(problem.dynamics.nx + problem.dynamics.nu)
+    programs = tuple(lay_out(spec, columns).program for spec in specs)
+    dtype, precision = planner.product_dtype, "tf32" if planner.precision == "tf32" else "ieee"
+    limits = limits_of(device) if device.type == "cuda" else H200
+    found = tiles(
+        max(program.widest_whole_row for program in programs), max(program.widest for program in programs), dtype, rows,
+        input_precision=precision, streams=any(program.stream_columns for program in programs), limits=limits,
+        interpreted=is_interpreted(),
+    )  # fmt: skip
+    ways: dict[str, Make] = {}
+    for tile in found:
+        if fits(tile, programs, dtype, limits.shared):
+            kept = keep(tile, planner.horizon, programs[0], rows, dtype, limits=limits)
+            ways[f"tile of {tile.block_b} rows"] = _made_with(tile, kept)
+    return ways
 
 
 def is_interpreted() -> bool:
@@ -99,8 +115,8 @@ def is_interpreted() -> bool:
     return type(plan_kernel).__name__ == "InterpretedFunction"
 
 
-def _made_with(tile: Tile, keep: bool) -> Make:
+def _made_with(tile: Tile, kept: bool) -> Make:
     def make(packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> TilePlan:
-        return TilePlan(packed, planner, buffers, settled, tile, keep)
+        return TilePlan(packed, planner, buffers, settled, tile, kept)
 
     return make

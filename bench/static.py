@@ -1,0 +1,363 @@
+"""`python -m bench.static`: what the compiler makes of every kernel, without a GPU; `--check` holds it to its limits.
+
+Each kernel is compiled ahead of time for the published networks with the tiles that `kernels.tiling` picks, and its machine
+code is read: registers, stack, shared memory, matrix instructions, asynchronous copies. Beside it stands a roofline for an
+H200: how long a launch over 16,384 problems would take (for plans: an iteration, horizon 8),
+
+    max(operations / measured FLOP/s, bytes / measured bandwidth of a copy)
+
+with padding and what is computed again counted, the weights once for each program that reads them, and for pointwise kernels
+every tensor that they were given. The L2, where weights and scratch mostly are, delivers more than a copy through memory, by
+how much was not measured: where bytes bound, a launch may take less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgp_fast.backends.fused.buffers import Buffers
+from sgp_fast.backends.fused.layered import Layered
+from sgp_fast.backends.fused.packed import PackedProblem
+from sgp_fast.backends.fused.tile import TilePlan
+from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
+from sgp_fast.kernels.network_op import network_kernel
+from sgp_fast.kernels.packing import PackedNetwork, Program
+from sgp_fast.kernels.tiling import H200, DeviceLimits, Tile, keep, tiles
+
+from .cases import NU, NX, Case, make_case
+from .ladder import circumstances
+from .offline import Compiled, compiling
+
+CPU = torch.device("cpu")
+ROWS, HORIZON = 16384, 8
+DTYPES: dict[str, tuple[torch.dtype, str]] = {
+    "bf16": (torch.bfloat16, "ieee"),
+    "fp16": (torch.float16, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "fp32": (torch.float32, "ieee"),
+}
+NETWORKS: dict[str, NetworkSpec] = {
+    "SGP dynamics 4×256": mlp(NX + NU, NX, norm=True),
+    "SGP score 4×256": mlp(NX + NU, NX + NU, norm=True, levels=10),
+    "SRPO behaviour": srpo_behavior(NX + NU, NU),
+    "SRPO policy": mlp(NX, NU, hidden_layers=2, activation="relu", head="tanh"),
+    "SRPO critic": mlp(NX + NU, 1, hidden_layers=2, activation="relu"),
+    "QSM actor": qsm_actor(NX + NU, NU),
+    "QSM critic": mlp(NX + NU, 1, width=512, hidden_layers=2, activation="relu"),
+}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What an architecture gives a program and a multiprocessor: bytes of shared memory, registers, warps, programs."""
+
+    shared: int
+    shared_in_all: int
+    registers: int = 65536
+    warps: int = 64
+    programs: int = 32
+
+    def resident(self, made: Compiled) -> int:
+        """Programs that a multiprocessor holds at once: registers come in 8 a thread, and each program takes 1 KB more."""
+        by_registers = self.registers // (32 * made.warps * -(-made.registers // 8) * 8)
+        by_shared = self.shared_in_all // (made.shared + 1024)
+        return min(by_registers, by_shared, self.warps // made.warps, self.programs)
+
+
+TENSOR_MEMORY = 512  # columns a multiprocessor; with more, the compiler makes a kernel that only stops
+CHIPS = {80: Chip(163 << 10, 164 << 10), 90: Chip(227 << 10, 228 << 10), 100: Chip(227 << 10, 228 << 10)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What launches over all problems do: operations of the products, and bytes read and written."""
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> Work:
+        return Work(self.flops * times, self.bytes * times)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch, or a few, to compile. `work` is None where the bytes of the tensors tell it; `scale`: to all problems."""
+
+    kernel: str
+    network: str
+    dtype: str
+    run: Callable[[], None]
+    tile: Tile | None = None
+    work: Work | None = None
+    scale: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel}, {self.network}, {self.dtype}{_rows(self.tile)}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A compiled kernel; `flops_us` and `bytes_us` are the roofline's two sides, None for chips that were not measured."""
+
+    kernel: str
+    network: str
+    dtype: str
+    arch: int
+    tile: Tile | None
+    warps: int
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    tensor_memory: int
+    instructions: dict[str, int]
+    resident: int
+    flops_us: float | None
+    bytes_us: float | None
+    compile_s: float
+
+    @property
+    def name(self) -> str:
+        return f"sm_{self.arch} {self.kernel}, {self.network}, {self.dtype}{_rows(self.tile)}"
+
+    @property
+    def bound(self) -> str:
+        if self.flops_us is None or self.bytes_us is None:
+            return "—"
+        side = "FLOPs" if self.flops_us > self.bytes_us else "bytes"
+        return f"{max(self.flops_us, self.bytes_us):,.0f} µs {side}"
+
+
+def broken(row: Row) -> list[str]:
+    """The limits that a kernel breaks, in words; empty where it keeps them all."""
+    found, count = [], row.instructions
+    if row.stack or row.spills:
+        found.append(f"{row.stack} bytes of stack and {row.spills} local loads and stores; expected none")
+    if row.shared > CHIPS[row.arch].shared:
+        found.append(f"{row.shared} bytes of shared memory; sm_{row.arch} gives a program {CHIPS[row.arch].shared}")
+    if row.tensor_memory > TENSOR_MEMORY:
+        found.append(f"{row.tensor_memory} columns of tensor memory; expected at most {TENSOR_MEMORY}")
+    if row.tile is not None:
+        if not count["LDGSTS"] + count["UTMALDG"]:
+            found.append("no asynchronous copies")
+        if row.arch == 90 and row.tile.block_b >= 64 and row.dtype in ("bf16", "fp16") and not count["HGMMA"]:
+            found.append("no HGMMA in a kernel of 64 rows or more")
+    return found
+
+
+def launches(arch: int) -> Iterator[Launch]:
+    """Every kernel at the published shapes, divided as an architecture wants it."""
+
+    def picked(width: int, dtype: str) -> tuple[Tile, ...]:
+        kind, precision = DTYPES[dtype]
+        return tiles(width, width, kind, ROWS, input_precision=precision, limits=_limits(arch))
+
+    for width in (256, 512, 1024):
+        for tile in picked(width, "bf16"):
+            yield _plan(width, "bf16", tile, "iterate")
+        for tile in picked(width, "bf16")[:1]:
+            yield _plan(width, "bf16", tile, "evaluate")
+    for dtype in ("fp16", "tf32", "fp32"):
+        for tile in picked(256, dtype):
+            yield _plan(256, dtype, tile, "iterate")
+    for name, spec in NETWORKS.items():
+        packed = PackedNetwork(spec, torch.bfloat16, CPU)
+        program = packed.program
+        tile = tiles(
+            program.widest_whole_row, program.widest, torch.bfloat16, ROWS, streams=program.stream_columns > 0,
+            limits=_limits(arch),
+        )[0]  # fmt: skip
+        for vjp in (False, True):
+            yield _network(name, packed, tile, vjp)
+    yield _layered(1024)
+
+
+def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[Row]:
+    """Compile launches for an architecture, one at a time."""
+    for launch in chosen:
+        with compiling(arch) as made:
+            launch.run()
+        for kernel in made:
+            yield _row(launch, kernel)
+
+
+def table(rows: list[Row]) -> str:
+    """A line a kernel."""
+    head = ("sm", "kernel", "network", "dtype", "tile", "regs", "stack", "spills", "shared", "HGMMA", "HMMA", "UTCMMA",
+            "LDGSTS", "FFMA", "a SM", "roofline")  # fmt: skip
+    lines: list[tuple[str, ...]] = [head]
+    for row in rows:
+        tile, count = row.tile, row.instructions
+        division = f"w{row.warps}"
+        if tile is not None:
+            division = f"{tile.block_b}×{tile.block_n}×{tile.block_k} w{tile.warps} s{tile.stages}"
+        numbers = (row.registers, row.stack, row.spills, row.shared, *(count[name] for name in head[9:14]), row.resident)
+        lines.append((str(row.arch), row.kernel, row.network, row.dtype, division, *map(str, numbers), row.bound))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<"] * 5 + [">"] * (len(head) - 5)
+    return "\n".join(
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)) for line in lines
+    )
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """JSON lines: the circumstances, then a line a kernel."""
+    lines = [json.dumps({"kind": "static", "version": 1, **circumstances()}), *(json.dumps(asdict(row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.static", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", type=int, nargs="*", choices=sorted(CHIPS), default=sorted(CHIPS), metavar="SM",
+                        help="architectures: 80, 90, 100")  # fmt: skip
+    parser.add_argument("--only", default="", help="kernels whose name has this in it; --list shows the names")
+    parser.add_argument("--list", action="store_true", help="print the names of all kernels and compile none")
+    parser.add_argument("--json", type=Path, help="record the rows here")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a limit is broken")
+    options = parser.parse_args(arguments)
+    chosen = {arch: [launch for launch in launches(arch) if options.only in launch.name] for arch in options.arch}
+    names = dict.fromkeys(launch.name for found in chosen.values() for launch in found)
+    if options.list:
+        print("\n".join(names))
+        return 0
+    if not names:
+        parser.error(f"--only {options.only!r} is in no name; --list shows them")
+    rows = []
+    for arch, found in chosen.items():
+        for row in compiled(found, arch):
+            rows.append(row)
+            print(f"{row.name}: {row.registers} registers, {row.compile_s:.0f} s", file=sys.stderr, flush=True)
+    print(table(rows))
+    if options.json:
+        write(rows, options.json)
+    wrong = [f"{row.name}: {why}" for row in rows for why in broken(row)]
+    print("\n".join(wrong) if wrong else "all limits are kept")
+    return int(bool(wrong) and options.check)
+
+
+def _row(launch: Launch, made: Compiled) -> Row:
+    work = launch.work or Work(0, made.bytes * launch.scale)
+    flops_us = bytes_us = None
+    if made.arch == 90:
+        flops_us = 1e6 * work.flops / H200.flops(*DTYPES[launch.dtype])
+        bytes_us = 1e6 * work.bytes / H200.bandwidth
+    kind = [str(made.constants[key]) for key in ("CONDITION", "ACTIVATION", "RESIDUAL") if key in made.constants]
+    kernel = launch.kernel if launch.tile else " ".join((made.name, *kind))
+    kernel += " diverged" if made.constants.get("ONLY_DIVERGED") else ""
+    return Row(
+        kernel=kernel, network=launch.network, dtype=launch.dtype, arch=made.arch,
+        tile=launch.tile, warps=made.warps, registers=made.registers, stack=made.stack, spills=made.spills,
+        shared=made.shared, tensor_memory=made.tensor_memory, instructions=made.instructions,
+        resident=CHIPS[made.arch].resident(made), flops_us=flops_us, bytes_us=bytes_us, compile_s=made.seconds,
+    )  # fmt: skip
+
+
+def _rows(tile: Tile | None) -> str:
+    return "" if tile is None else f", {tile.block_b} rows"
+
+
+def _limits(arch: int) -> DeviceLimits:
+    """An H200 of another architecture."""
+    return replace(H200, capability=arch, shared=CHIPS[arch].shared)
+
+
+@functools.cache
+def _packed(width: int, dtype: torch.dtype) -> tuple[Case, PackedProblem]:
+    case = make_case(width, 1)
+    return case, PackedProblem(case.problem, dtype, CPU)
+
+
+def _plan(width: int, dtype: str, tile: Tile, what: str) -> Launch:
+    """All iterations of a block; or its evaluations, of all blocks and of those that have a problem that diverged."""
+    kind = DTYPES[dtype][0]
+    case, packed = _packed(width, kind)
+    networks = {name: model.network.program for name, model in packed.models.items()}
+    kept = keep(tile, HORIZON, networks["dynamics"], ROWS, kind)
+
+    def run() -> None:
+        planner = case.planner
+        buffers = Buffers.allocate(
+            tile.block_b, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=False, with_history=False
+        )
+        plan = TilePlan(packed, planner, buffers, planner.iterations, tile, kept)
+        if what == "iterate":
+            plan.iterate(0, planner.iterations)
+        else:
+            plan.evaluate(settled=True)
+
+    forward, vjp = ({name: of(net, tile, kind) for name, net in networks.items()} for of in (_forward, _vjp))
+    step = forward["dynamics"] * (1 if kept else 2) + vjp["dynamics"] + forward["score"] + forward["cost"] + vjp["cost"]
+    name = f"plan_kernel {what} ({'kept' if kept else 'again'})"
+    return Launch(name, f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
+
+
+def _network(name: str, packed: PackedNetwork, tile: Tile, vjp: bool) -> Launch:
+    """A network alone; the conditioning vector is one for all rows."""
+    spec, program = packed.spec, packed.program
+    scratch = tile.block_b * (2 * program.widest + program.saved)
+    scratch32 = -(-tile.block_b * (2 * program.stream_columns + program.moments + 1) // 16) * 16
+    kernel: Any = network_kernel  # to the type checker it has no num_warps
+
+    def run() -> None:
+        z, out = torch.zeros(tile.block_b, spec.inputs), torch.zeros(tile.block_b, spec.outputs)
+        kernel[(1,)](
+            z, out, z if vjp else out, packed.weights, packed.vectors, packed.weights if spec.time else packed.vectors,
+            torch.zeros(1, dtype=torch.int32), packed.weights.new_zeros(scratch), torch.zeros(scratch32), tile.block_b, 0,
+            NET=program, TILE=tile, VJP=vjp, NZ=spec.inputs, NOUT=spec.outputs, SCRATCH=scratch, SCRATCH32=scratch32,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    work = _forward(program, tile, torch.bfloat16)
+    if vjp:
+        work += _vjp(program, tile, torch.bfloat16)
+    return Launch(f"network_kernel {'vjp' if vjp else 'forward'}", name, "bf16", run, tile, work * _blocks(tile))
+
+
+def _layered(width: int) -> Launch:
+    """All pointwise kernels of an iteration and of the last evaluation; the products are the library's."""
+    rows = 64
+    case, packed = _packed(width, torch.bfloat16)
+    planner = replace(case.planner, iterations=1)
+
+    def run() -> None:
+        buffers = Buffers.allocate(rows, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
+        plan = Layered(packed, planner, buffers, 0)
+        plan.iterate(0, 1)
+        plan.evaluate(settled=True)
+
+    return Launch("pointwise", f"layered SGP 4×{width}", "bf16", run, scale=ROWS // rows)
+
+
+def _blocks(tile: Tile) -> int:
+    return -(-ROWS // tile.block_b)
+
+
+def _forward(program: Program, tile: Tile, dtype: torch.dtype) -> Work:
+    """Of one program: the weights, and every operand written once and read once."""
+    numbers = sum(op.inputs * op.columns + tile.block_b * (op.inputs + op.columns) for op in program.operations)
+    return Work(tile.block_b * program.flops_per_row(), numbers * dtype.itemsize)
+
+
+def _vjp(program: Program, tile: Tile, dtype: torch.dtype) -> Work:
+    """As forward, and what was kept is written there and read here."""
+    kept = tile.block_b * (program.saved * dtype.itemsize + program.moments * 4)
+    return _forward(program, tile, dtype) + Work(0, 2 * kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

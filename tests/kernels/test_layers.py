@@ -1,0 +1,316 @@
+"""The fused network: within twice the error of the plain passes at the same precision, over memory that was NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sgp_fast.backends.products import products_of
+from sgp_fast.kernels import PackedNetwork, network_forward, network_vjp
+from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
+from sgp_fast.kernels.packing import uncovered
+from sgp_fast.kernels.reference import network_forward_ref, network_vjp_ref
+from sgp_fast.kernels.tiling import Tile
+from tests.cases import F64, FIELD, random_weights, relative, specs
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # else Triton is interpreted
+INTERPRETED = DEVICE.type == "cpu"
+# Where the plain passes happen to round to the right number: four ulps of float32, and of 16 bits one rounding.
+FLOOR = {torch.float32: 4 * 2**-23, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+HALF = [torch.float32, torch.float16]
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+every_half = pytest.mark.parametrize("dtype", HALF, ids=NAMES.get)
+
+# Every kind of operation: pre-norm blocks that follow one another, and come first and last; norms with and without
+# conditioning; residuals before and after them.
+EVERYTHING = NetworkSpec(
+    6,
+    (
+        Block(9, "mish", "tanh"), Layer(7, "gelu", norm=True, condition="multiply"), Layer(7, "silu", residual=True),
+        Layer(7, "elu", norm=True, condition="add", residual=True), Block(5, "relu"), Block(20, "elu", "silu"),
+    ),
+)  # fmt: skip
+# Networks whose last operation keeps something for its gradient, which is read first of all.
+ENDS = {
+    "tanh": mlp(5, 3, width=7, hidden_layers=1, head="tanh"),
+    "norm": NetworkSpec(5, (Layer(7, "silu"), Layer(6, norm=True))),
+    "norm and residual": NetworkSpec(6, (Layer(6, "mish", norm=True, residual=True),)),
+    "block": NetworkSpec(5, (Layer(7), Block(9, "silu", "gelu"))),
+    "nothing but a product": NetworkSpec(5, (Layer(3),)),
+}
+
+Pair = tuple[Tensor, Tensor]
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Floating-point memory that is asked for is full of NaN."""
+    empty = torch.empty
+
+    def filled(*size: Any, **options: Any) -> Tensor:
+        made = empty(*size, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    with mock.patch("torch.empty", filled):
+        yield
+
+
+def draw(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=F64).to(DEVICE)
+
+
+def on_device(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: w.to(DEVICE) for name, w in weights.items()}
+
+
+def reference(spec: NetworkSpec, weights: dict[str, Tensor], z: Tensor, cotangent: Tensor, condition: Tensor | None) -> Pair:
+    saved: list = []
+    out = network_forward_ref(spec, weights, z, condition, saved)
+    return out, network_vjp_ref(spec, weights, saved, cotangent, condition)
+
+
+def at_precision(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Matrices in the dtype of the products, all else in float32."""
+    return {n: w.to(dtype if n.startswith("layers.") and w.ndim == 2 else torch.float32) for n, w in weights.items()}
+
+
+def passes(
+    packed: PackedNetwork, z: Tensor, cotangent: Tensor, condition: Tensor | None = None, tile: Tile | None = None
+) -> Pair:
+    """Output and input-gradient, from memory and into memory that was NaN."""
+    given, pulled = z.float(), cotangent.float()
+    outs = [torch.full((*z.shape[:-1], n), float("nan"), device=DEVICE) for n in (packed.spec.outputs, packed.spec.inputs)]
+    with poisoned():
+        made = network_forward(packed, given, condition, out=outs[0], tile=tile)
+        grad = network_vjp(packed, given, pulled, condition, out=outs[1], tile=tile)
+    assert made is outs[0] and grad is outs[1]
+    return made, grad
+
+
+def check(
+    spec: NetworkSpec, dtype: torch.dtype, rows: int, per_row: bool = False, seed: int = 0, tile: Tile | None = None
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = on_device(random_weights(spec, seed))
+    z, cotangent = draw(generator, rows, spec.inputs), draw(generator, rows, spec.outputs)
+    lead = (rows,) if per_row else ()
+    condition = draw(generator, *lead, spec.condition_width) if spec.condition_width else None
+    single = None if condition is None else condition.float()
+    precision = "tf32" if tile is not None and tile.input_precision == "tf32" else "float32"
+    with products_of("float32", DEVICE):
+        want = reference(spec, weights, z, cotangent, condition)
+    with products_of(precision, DEVICE):
+        plain = reference(spec, at_precision(weights, dtype), z.float(), cotangent.float(), single)
+    got = passes(PackedNetwork.of(spec, weights, dtype), z, cotangent, single, tile)
+    for name, ours, theirs, exact in zip(("output", "gradient"), got, plain, want, strict=True):
+        error, allowed = relative(ours, exact), 2 * relative(theirs, exact) + FLOOR[dtype]
+        assert error <= allowed, f"{name} off by {error:.2e}, allowed {allowed:.2e}"
+
+
+@every_half
+@pytest.mark.parametrize(
+    ("name", "per_row"), [(n, each) for n in FIELD for each in (False, True) if FIELD[n].condition_width or not each]
+)
+def test_networks_of_the_field(name: str, per_row: bool, dtype: torch.dtype) -> None:
+    """Those that are conditioned, by one row for all and by a row each."""
+    check(FIELD[name], dtype, 7, per_row)
+
+
+@settings(max_examples=40 if INTERPRETED else 10)  # each is another kernel, which a GPU has to compile
+@given(
+    specs().filter(lambda spec: uncovered(spec) is None), st.booleans(), st.sampled_from([1, 5, 17]), st.integers(0, 99),
+    st.sampled_from(HALF),
+)  # fmt: skip
+def test_any_network(spec: NetworkSpec, per_row: bool, rows: int, seed: int, dtype: torch.dtype) -> None:
+    check(spec, dtype, rows, per_row, seed)
+
+
+@every_half
+@pytest.mark.parametrize("name", ENDS)
+def test_networks_that_end_in_anything(name: str, dtype: torch.dtype) -> None:
+    check(ENDS[name], dtype, 20)
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "norm", "dtype"),
+    [
+        (16, 1, True, torch.float16), (16, 63, False, torch.float32), (16, 64, True, torch.float32),
+        (16, 65, False, torch.float16), (48, 1, False, torch.float32), (48, 63, True, torch.float16),
+        (48, 64, False, torch.float16), (48, 65, True, torch.float32), (100, 1, True, torch.float32),
+        (100, 63, False, torch.float16), (100, 64, True, torch.float16), (100, 65, False, torch.float32),
+        (256, 1, False, torch.float16), (256, 63, True, torch.float32),
+    ],
+)  # fmt: skip
+def test_widths_and_batches(width: int, rows: int, norm: bool, dtype: torch.dtype) -> None:
+    """Columns in one piece where a norm wants them, else in chunks; programs that are full, and the last in part empty."""
+    check(mlp(23, 17, width=width, hidden_layers=2, norm=norm), dtype, rows)
+
+
+@pytest.mark.parametrize("rows", [64, 65])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.slow
+def test_wide_networks_and_full_programs(norm: bool, rows: int) -> None:
+    for dtype in HALF:
+        check(mlp(23, 17, width=256, norm=norm), dtype, rows)
+        check(mlp(23, 17, width=1024, hidden_layers=2, norm=norm), dtype, 1)
+
+
+TILES = [(16, 16, 16), (16, 32, 64), (32, 64, 16), (64, 16, 32), (64, 256, 64)]
+
+
+@pytest.mark.parametrize(("block_b", "block_n", "block_k"), TILES)
+def test_every_division_gives_the_same(block_b: int, block_n: int, block_k: int) -> None:
+    """But for the order of sums: chunks of columns that a stream crosses, steps of a product, rows of a program."""
+    body = (Layer(70, "mish"), Layer(70, "silu", residual=True), Layer(70, "elu", residual=True), Block(40))
+    spec = NetworkSpec(40, (*body, Layer(33, "tanh")))
+    tile = Tile(block_b, block_n, block_k, 4, 2, interpreted=INTERPRETED)
+    check(spec, torch.float32, 33, tile=tile)
+
+
+def test_inputs_and_outputs_of_512() -> None:
+    check(mlp(512, 512, width=16, hidden_layers=1), torch.float32, 2)
+
+
+def test_a_row_of_nan_leaves_its_neighbours_as_they_are() -> None:
+    """Bit for bit, in the output and in the gradient, with every kind of operation."""
+    generator, weights = torch.Generator().manual_seed(0), on_device(random_weights(EVERYTHING))
+    packed = PackedNetwork.of(EVERYTHING, weights, torch.float32)
+    z, cotangent, condition = draw(generator, 20, 6), draw(generator, 20, 7), draw(generator, 20, 7).float()
+    clean = passes(packed, z, cotangent, condition)
+    bad = [4, 17]
+    z[4], z[17], cotangent[11] = float("nan"), 3e38, float("inf")
+    for name, before, after in zip(("output", "gradient"), clean, passes(packed, z, cotangent, condition), strict=True):
+        spoiled = bad if name == "output" else [*bad, 11]
+        others = [i for i in range(20) if i not in spoiled]
+        assert torch.equal(before[others], after[others]), name
+        assert not after[spoiled].isfinite().all(1).any(), name
+
+
+def test_a_row_does_not_depend_on_its_place_or_company() -> None:
+    generator, weights = torch.Generator().manual_seed(0), on_device(random_weights(EVERYTHING))
+    packed = PackedNetwork.of(EVERYTHING, weights, torch.float32)
+    z, cotangent, condition = draw(generator, 70, 6), draw(generator, 70, 7), draw(generator, 70, 7).float()
+    together = passes(packed, z, cotangent, condition)
+    for i in (0, 37, 69):
+        rows = slice(i, i + 1)
+        alone = passes(packed, z[rows], cotangent[rows], condition[rows])
+        assert all(torch.equal(one, many[rows]) for one, many in zip(alone, together, strict=True))
+
+
+def test_one_condition_for_all_is_the_same_in_every_row() -> None:
+    for spec in (FIELD["SGP score"], NetworkSpec(5, (Layer(9, "mish"), Layer(3)), time=TimeEmbedding(2, 3, 4))):
+        generator, weights = torch.Generator().manual_seed(0), on_device(random_weights(spec))
+        packed = PackedNetwork.of(spec, weights, torch.float32)
+        z, cotangent = draw(generator, 5, spec.inputs), draw(generator, 5, spec.outputs)
+        condition = draw(generator, spec.condition_width).float()
+        shared = passes(packed, z, cotangent, condition)
+        each = passes(packed, z, cotangent, condition.expand(5, -1))
+        assert all(torch.equal(one, other) for one, other in zip(shared, each, strict=True))
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (2, 3), (0,)], ids=str)
+def test_any_leading_shape(lead: tuple[int, ...]) -> None:
+    spec = FIELD["SGP score"]
+    weights, generator = on_device(random_weights(spec)), torch.Generator().manual_seed(0)
+    packed = PackedNetwork.of(spec, weights, torch.float32)
+    z, cotangent = draw(generator, *lead, spec.inputs), draw(generator, *lead, spec.outputs)
+    condition = draw(generator, *lead, spec.condition_width)
+    got = passes(packed, z, cotangent, condition.float())
+    for ours, exact in zip(got, reference(spec, weights, z, cotangent, condition), strict=True):
+        assert ours.shape == exact.shape and relative(ours, exact) < 1e-5
+
+
+def test_weights_that_were_written_to_are_followed() -> None:
+    """By PyTorch's own count of writes; what goes through `.data` is not counted, and is seen after `refresh`."""
+    spec, generator = FIELD["SGP dynamics"], torch.Generator().manual_seed(0)
+    weights = {name: w.float() for name, w in on_device(random_weights(spec)).items()}
+    packed, z, g = PackedNetwork.of(spec, weights), draw(generator, 3, 5), draw(generator, 3, 3)
+    before = passes(packed, z, g)[0]
+    weights["layers.1.weight"].mul_(0.5)
+    weights["layers.1.norm.bias"].add_(1.0)
+    written = passes(packed, z, g)[0]
+    assert relative(written, before) > 1e-3
+    assert relative(written, network_forward_ref(spec, weights, z.float())) < 1e-5
+    weights["layers.2.weight"].data.mul_(0.5)
+    packed.refresh(weights)
+    assert relative(passes(packed, z, g)[0], network_forward_ref(spec, weights, z.float())) < 1e-5
+
+
+def test_wrong_tensors_are_refused_by_name_before_any_work() -> None:
+    spec = FIELD["SGP score"]
+    packed = PackedNetwork.of(spec, on_device(random_weights(spec)), torch.float32)
+    z, g, c = (torch.zeros(4, n, device=DEVICE) for n in (5, 5, 17))
+    wrong: list[tuple[str, Any]] = [
+        (r"z has shape \(4, 4\); the network makes it \[\.\.\., 5\]", lambda: network_forward(packed, z[:, :4], c)),
+        (r"z has strides .*pass z\.contiguous\(\)", lambda: network_forward(packed, torch.zeros(5, 4, device=DEVICE).T, c)),
+        (r"z is torch\.int64.*\.float\(\)", lambda: network_forward(packed, z.long(), c)),
+        (r"z is on meta", lambda: network_forward(packed, z.to("meta"), c)),
+        (r"condition is None; the network takes one of width 17", lambda: network_forward(packed, z)),
+        (r"condition has shape \(3, 17\); expected \[17\] or \[4, 17\]", lambda: network_forward(packed, z, c[:3])),
+        (r"grad has shape \(3, 5\); expected \(4, 5\)", lambda: network_vjp(packed, z, g[:3], c)),
+        (r"out is torch\.float32 \(3, 5\); expected .* \(4, 5\)", lambda: network_forward(packed, z, c, out=z[:3])),
+        (r"out is torch\.float64", lambda: network_forward(packed, z, c, out=z.double())),
+    ]
+    for words, call in wrong:
+        with pytest.raises(ValueError, match=words):
+            call()
+    critic = FIELD["SRPO critic"]
+    plain = PackedNetwork.of(critic, on_device(random_weights(critic)), torch.float32)
+    with pytest.raises(ValueError, match=r"condition is of shape \(4, 17\); the network takes none"):
+        network_forward(plain, z, c)
+
+
+def test_networks_that_are_not_covered_say_what_is_not() -> None:
+    over_time = NetworkSpec(5, (Block(9), Layer(3)), time=TimeEmbedding(2, 3, 4))
+    for words, spec in {
+        "a block as its first layer, over an input joined with time: put a Layer before it": over_time,
+        "a layer 1025 wide; the kernels go to 1024": mlp(5, 3, width=1025),
+        "513 inputs or outputs; the kernels go to 512": mlp(513, 3, width=16),
+    }.items():
+        assert uncovered(spec) == words
+        with pytest.raises(ValueError, match=words):
+            PackedNetwork(spec, torch.float32, DEVICE)
+
+
+# On a GPU.
+
+GPU_SPECS = {
+    "SGP 256": mlp(23, 17, width=256, norm=True), "SGP score 256": mlp(23, 23, width=256, norm=True, levels=10),
+    "ReLU 200": mlp(23, 17, width=200, activation="relu"), "everything": EVERYTHING,
+}  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=NAMES.get)
+@pytest.mark.parametrize("name", GPU_SPECS)
+def test_parity_on_a_gpu(name: str, dtype: torch.dtype, rows: int) -> None:
+    check(GPU_SPECS[name], dtype, rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", GPU_SPECS)
+def test_parity_in_tf32(name: str) -> None:
+    check(GPU_SPECS[name], torch.float32, 65, tile=Tile(32, 256, 32, 8, 3, "tf32"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*ENDS, "everything"])
+def test_a_thousand_runs_are_the_same(name: str) -> None:
+    """A store that races with a load would differ once in a while."""
+    spec = ENDS.get(name, EVERYTHING)
+    generator, weights = torch.Generator().manual_seed(0), on_device(random_weights(spec))
+    packed = PackedNetwork.of(spec, weights, torch.float16)
+    z, cotangent = draw(generator, 5000, spec.inputs).float(), draw(generator, 5000, spec.outputs).float()
+    condition = draw(generator, spec.condition_width).float() if spec.condition_width else None
+    first = network_vjp(packed, z, cotangent, condition)
+    for _ in range(1000):
+        assert torch.equal(network_vjp(packed, z, cotangent, condition), first)
