@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 
 # The release of torch that we develop with; any from 2.11 on is allowed.
 TORCH_SPEC ?= torch==2.13.0
+# The triton that belongs to it: torch's wheels for CUDA pin it, the CPU wheel leaves it to us. It has wheels for Linux only.
+TRITON_SPEC ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
 # Where torch comes from, beside pip's own sources. On Linux the usual wheel brings CUDA along (gigabytes), so a machine
 # without an NVIDIA driver takes the CPU wheel. `make demo TORCH_INDEX=` takes the usual wheel, another address another.
 ifeq ($(shell uname -s)$(shell command -v nvidia-smi 2>/dev/null),Linux)
@@ -29,7 +31,7 @@ $(VENV)/.installed: setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-deps "$(TORCH_SPEC)" \
 	    $(if $(TORCH_INDEX),--retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX))
-	$(BIN)/python -m pip install -e ".[dev]"
+	$(BIN)/python -m pip install -e ".[dev]" $(TRITON_SPEC)
 	touch $@
 
 demo: venv
