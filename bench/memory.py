@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 
 import sgp_fast as sgp
-from sgp_fast.planner import bytes_per_problem
+from sgp_fast.solving import bytes_per_problem
 
 from .cases import NU, NX, make_case
 

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     )
     from .mpc import MPC
     from .plan import Plan, Status
-    from .planner import SGP, solve
+    from .planner import SGP
     from .problem import Problem
+    from .solving import solve
     from .training import TrainConfig, train
 
 _HOME = {
@@ -68,7 +69,7 @@ _HOME = {
     "load_models": "models",
     "make_dataset": "data",
     "normalized_score": "data",
-    "solve": "planner",
+    "solve": "solving",
     "train": "training",
     "warmup": "_warmup",
 }

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .inputs import counted_normal
 from .plan import Plan
-from .planner import SGP, solve
+from .planner import SGP
 from .problem import Problem
+from .solving import solve
 
 Moments = tuple[Tensor, Tensor, Tensor]
 

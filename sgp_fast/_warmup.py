@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ._starts import device_of
-from .planner import SGP, solve
+from .planner import SGP
 from .problem import Problem
+from .solving import solve
 
 
 def warmup(

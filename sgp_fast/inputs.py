@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,8 @@ from torch import Tensor
 
 from .costs import CustomCost, CustomTerminal, LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
 from .plan import Plan
+from .planner import SGP
 from .problem import Problem
-
-if TYPE_CHECKING:
-    from .planner import SGP
 
 Params = Tensor | dict[str, Tensor] | None
 Moments = tuple[Tensor, Tensor, Tensor] | None

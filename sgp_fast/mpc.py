@@ -14,8 +14,9 @@ from torch import Tensor
 from ._slots import Rows, Slots
 from ._starts import device_of, has_rows, random_starts, repeat_rows, solve_starts, take_rows
 from .plan import Plan, Status
-from .planner import SGP, job_of
+from .planner import SGP
 from .problem import Problem
+from .solving import job_of
 
 if TYPE_CHECKING:
     from .backends.fused.receding import Receding

@@ -365,7 +365,7 @@ def test_a_problem_alone_among_others_and_in_chunks(backend: Backend, kind: str,
     assert together.stats["chunks"] == 1
     budget = {7: 7, 1: 1}
     for chunk in budget:
-        from sgp_fast.planner import bytes_per_problem
+        from sgp_fast.solving import bytes_per_problem
 
         limit = chunk * bytes_per_problem(case.problem, settings, NX, NU) * settings.starts
         chunked = dataclasses.replace(settings, memory_limit=limit)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from ..planner import SGP
+from ..problem import Problem
 from .eager import Eager
 from .job import Backend, Iteration, Job, Tables
-
-if TYPE_CHECKING:
-    from ..planner import SGP
-    from ..problem import Problem
 
 __all__ = ["Backend", "Iteration", "Job", "Tables", "available", "choose"]
 

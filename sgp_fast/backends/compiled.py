@@ -21,7 +21,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +29,13 @@ from torch import Tensor
 from ..kernels.cpu import CCost, CPlan, CQuadratic, Engine, PackedNetwork, Products, Store, check_layout, uncovered
 from ..kernels.cpu.pack import PRODUCTS
 from ..plan import Plan
+from ..planner import SGP
 from ..problem import Problem
 from .bounding import Bounding
 from .coverage import foreign_part
 from .eager import Conditions, Evaluation, Search, conclude, start
 from .job import Iteration, Job
 from .version import Version, version
-
-if TYPE_CHECKING:
-    from ..planner import SGP
 
 # Rows that one thread plans together: two tiles, and enough for every micro-kernel; a block's activations stay in its cache.
 BLOCK_ROWS = 32

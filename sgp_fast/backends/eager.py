@@ -8,20 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..plan import Plan, Status
+from ..planner import SGP
 from ..problem import DynamicsModel, Problem
 from .bounding import Bounding
 from .job import Iteration, Job
 from .products import products_of
-
-if TYPE_CHECKING:
-    from ..planner import SGP
 
 Pullbacks = list[Callable[[Tensor], tuple[Tensor, Tensor]]]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..plan import Plan
+from ..planner import SGP
 from ..problem import Problem
-
-if TYPE_CHECKING:
-    from ..planner import SGP
 
 
 @dataclass(frozen=True)

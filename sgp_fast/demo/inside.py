@@ -11,9 +11,10 @@ import torch
 from .._optional import require
 from ..backends.job import Iteration
 from ..data import Dataset
-from ..planner import SGP, solve
+from ..planner import SGP
 from ..problem import Problem
 from ..report import OpenLoop, Telemetry
+from ..solving import solve
 from .settings import Inside
 
 Array = npt.NDArray[np.floating]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from ...kernels.update import Options, Search
+from ...planner import SGP
 from .buffers import Buffers
 from .packed import PackedProblem
-
-if TYPE_CHECKING:
-    from ...planner import SGP
 
 
 def search_of(b: Buffers) -> Search:

@@ -9,12 +9,13 @@ import os
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ...kernels.packing import uncovered
 from ...plan import Plan
+from ...planner import SGP
 from ...problem import Problem
 from .. import eager
 from ..coverage import foreign_part
@@ -24,9 +25,6 @@ from .device import CudaDevice, Device, EagerDevice
 from .graphs import GraphCache, GraphStats, bucket
 from .packed import sources
 from .work import Make, PlanWork
-
-if TYPE_CHECKING:
-    from ...planner import SGP
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 # Iterations between two looks at the clock, where there is a time limit: a graph of the whole plan could not be stopped.

@@ -6,7 +6,7 @@ cost are networks over all T·R rows at once, and the adjoint is swept back over
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,10 @@ from ...kernels.layered_network import LayeredNetwork, Scratch
 from ...kernels.packing import Program
 from ...kernels.pointwise import division, grid, row_stride
 from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel, update_kernel
+from ...planner import SGP
 from .arguments import options_of, search_of
 from .buffers import Buffers
 from .packed import PackedModel, PackedProblem
-
-if TYPE_CHECKING:
-    from ...planner import SGP
 
 # Numbers of a program of the step, which has one warp: it waits for memory again and again, and many programs hide that.
 STEP_PROGRAM = 32

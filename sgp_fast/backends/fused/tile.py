@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ...kernels.packing import lay_out, padded
 from ...kernels.tile import Costs, Evaluation, Model, plan_kernel
 from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tiles
+from ...planner import SGP
 from ...problem import Problem
 from .arguments import options_of, search_of
 from .buffers import Buffers
 from .packed import PackedModel, PackedProblem
 from .work import Make
-
-if TYPE_CHECKING:
-    from ...planner import SGP
 
 NO_MODEL = Model(None, None, None, None)
 

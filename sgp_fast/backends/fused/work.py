@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ...planner import SGP
 from ...problem import Problem
 from ..eager import Conditions, Evaluation, Search
 from ..job import Job
@@ -15,9 +16,6 @@ from ..products import products_of
 from .buffers import Buffers
 from .graphs import copy_in
 from .packed import PackedProblem, sources
-
-if TYPE_CHECKING:
-    from ...planner import SGP
 
 
 class Regime(Protocol):
