@@ -80,7 +80,7 @@ setup(
     include_package_data=False,
     package_data={
         "sgp_fast": ["py.typed", "configs/*.toml"],
-        "sgp_fast.bench": ["results/*.jsonl"],
+        "sgp_fast.bench": ["gpu_session.sh", "results/*.jsonl", "results/*.md"],
         "sgp_fast.data": ["actors/*.safetensors"],
         "sgp_fast.kernels.cpu": ["*.cpp", "*.h"],
         "sgp_fast.report": ["*.html.j2"],

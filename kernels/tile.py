@@ -63,7 +63,7 @@ def plan_kernel(
 ):  # fmt: skip
     """Iterations `first … last−1` of a block of problems; without STEP they are evaluated and judged, not moved.
 
-    With ONLY_DIVERGED it skips blocks in which no problem has diverged.
+    With ONLY_DIVERGED, which is for a single iteration, it skips blocks in which no problem has diverged.
     """
     pid = tl.program_id(0).to(tl.int64)
     BLOCK_B: tl.constexpr = TILE.block_b
@@ -72,9 +72,9 @@ def plan_kernel(
     scratch32_ptr += pid * SIZES.scratch32
     block = Block(pid * BLOCK_B, rows_total, zero_ptr, scratch_ptr, scratch32_ptr)
     if ONLY_DIVERGED:
-        rows = pid * BLOCK_B + tl.arange(0, BLOCK_B)
+        rows = _rows(block, TILE)
         marked = tl.load(search.diverged + rows, mask=rows < rows_total, other=0)
-        last = tl.where(tl.max(marked.to(tl.int32), 0) > 0, last, first)
+        first += (tl.max(marked.to(tl.int32), 0) == 0).to(tl.int32)  # a pass is one iteration: none is left then
 
     for i in range(first, last):
         tl.debug_barrier()  # the step before wrote v in another layout

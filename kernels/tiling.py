@@ -93,7 +93,7 @@ _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
         256: (Tile(32, 256, 32, 8, 3, "tf32"), Tile(16, 256, 32, 8, 2, "tf32")),
     },
     "ieee": {
-        256: (Tile(32, 128, 16, 8, 2), Tile(16, 128, 16, 8, 2)),
+        256: (Tile(32, 128, 16, 8, 2), Tile(16, 256, 16, 8, 2)),
     },
 }
 
@@ -109,7 +109,7 @@ def tiles(
     for each weight: all programs read all weights, so that larger blocks read them less often and smaller ones occupy more
     multiprocessors. Between equals, the smaller. The two widths are the largest of `Program.widest_whole_row` and
     `Program.widest` of the networks. A kernel of other networks may spill where these do not: it is slower then, not wrong.
-    `streams` says that a network has residuals (`Program.stream_columns`), which take registers: then no block has 64 rows.
+    `streams` says that a network has residuals (`Program.stream_columns`), which take registers: then blocks have 16 rows.
     `interpreted` asks for one small size that divides small networks, too.
     """
     kind = "16-bit" if dtype != torch.float32 else input_precision
@@ -126,8 +126,8 @@ def tiles(
         programs = -(-rows // (tile.block_b * limits.multiprocessors))
         return programs * max(2 * tile.block_b / flops, dtype.itemsize / bandwidth), tile.block_b
 
-    if streams or limits.capability >= 100:
-        found = tuple(tile for tile in found if tile.block_b < 64)
+    most = 16 if streams else 32 if limits.capability >= 100 else 64
+    found = tuple(tile for tile in found if tile.block_b <= most)
     if limits.capability >= 100:
         # There, products of 64 rows and more take tensor memory, and the compiler asks for more than there is; the others
         # go through registers, of which two stages leave enough.

@@ -92,7 +92,7 @@ def test_wrong_arguments(options: dict, settings: dict, given: dict, error: type
         ({"iterations": 2.5}, "SGP.iterations is 2.5"),
         ({"starts": 0}, "SGP.starts is 0"),
         ({"bounding": "clip"}, "SGP.bounding is 'clip'; expected 'project' or 'tanh'"),
-        ({"precision": "float16"}, "SGP.precision is 'float16'; expected 'float64', 'float32' or 'bfloat16'"),
+        ({"precision": "int8"}, "SGP.precision is 'int8'; expected one of float64, float32, tf32, float16, bfloat16"),
         ({"start_spread": -1.0}, "SGP.start_spread.*at least 0"),
         ({"tolerance": float("nan")}, "SGP.tolerance.*at least 0"),
         ({"clip_gradient": 0.0}, "SGP.clip_gradient is 0.0; expected a positive norm, or None"),

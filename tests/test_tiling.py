@@ -61,7 +61,7 @@ def test_tensor_memory_asks_for_small_blocks() -> None:
 
 
 def test_residuals_ask_for_small_blocks() -> None:
-    assert max(tile.block_b for tile in tiles(256, 1024, torch.bfloat16, 1 << 20, streams=True)) == 32
+    assert max(tile.block_b for tile in tiles(256, 1024, torch.bfloat16, 1 << 20, streams=True)) == 16
 
 
 def test_nothing_is_offered_where_nothing_is_known() -> None:
