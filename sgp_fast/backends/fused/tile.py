@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.network_op import is_interpreted
 from ...kernels.packing import lay_out, padded
 from ...kernels.tile import Costs, Evaluation, Model, plan_kernel
 from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tiles
@@ -106,11 +107,6 @@ def tile_plans(problem: Problem, planner: SGP, rows: int, device: torch.device) 
             kept = keep(tile, planner.horizon, programs[0], rows, dtype, limits=limits)
             ways[f"tile of {tile.block_b} rows"] = _made_with(tile, kept)
     return ways
-
-
-def is_interpreted() -> bool:
-    """Whether Triton interprets the kernels: decided when they were imported."""
-    return type(plan_kernel).__name__ == "InterpretedFunction"
 
 
 def _made_with(tile: Tile, kept: bool) -> Make:
