@@ -58,7 +58,7 @@ gpu-test: venv
 	$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)
 
 bench: venv
-	$(BIN)/python -m sgp_fast.bench $(BENCH_ARGS)
+	$(BIN)/sgp-fast bench run $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

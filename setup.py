@@ -37,7 +37,8 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.21,<3"],
     "cli": ["tyro>=1.0,<2", "rich>=15,<16", "tqdm>=4.70,<5"],
     "report": ["matplotlib>=3.11,<4", "jinja2>=3.1,<4"],
-    "bench": ["pytest-benchmark>=5.3,<6"],
+    # Intervals and the schema of results; the small set of benchmarks for pytest.
+    "bench": ["jsonschema>=4.26,<5", "pytest-benchmark>=5.3,<6", "scipy>=1.17,<2"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 EXTRAS["dev"] = [
@@ -49,8 +50,9 @@ EXTRAS["dev"] = [
     "ruff>=0.17.5,<0.18",
     "setuptools>=77",
 ]
-# The strongest peer on a CPU; only the benchmark that compares with it needs it.
+# The strongest peer on a CPU, and the planners of other libraries; only benchmarks that compare with them need them.
 EXTRAS["jax"] = ["jax>=0.10,<0.11"]
+EXTRAS["peers"] = ["pytorch-mppi>=0.9.1,<0.10", "torchrl>=0.14.1,<0.15"]
 # What d4rl 1.1 needs to read its files. d4rl itself cannot be named here: its requirements pull mujoco-py, which wants
 # MuJoCo binaries that are no longer distributed. It comes afterwards, without them: pip install --no-deps d4rl==1.1
 EXTRAS["d4rl"] = ["gym>=0.24,<0.25", "h5py>=3.16,<4", "tqdm>=4.70,<5"]
@@ -80,7 +82,8 @@ setup(
     include_package_data=False,
     package_data={
         "sgp_fast": ["py.typed", "configs/*.toml"],
-        "sgp_fast.bench": ["gpu_session.sh", "results/*.jsonl", "results/*.md"],
+        "sgp_fast.bench": ["*.md", "gpu_session.sh", "schema.json", "results/*.md", "results/*.jsonl", "results/*/*.jsonl"],
+        "sgp_fast.bench.page": ["*.html.j2"],
         "sgp_fast.data": ["actors/*.safetensors"],
         "sgp_fast.kernels.cpu": ["*.cpp", "*.h"],
         "sgp_fast.report": ["*.html.j2"],

@@ -1,9 +1,9 @@
-"""The problems that every rung plans: networks of the published shapes with random weights, and random starts."""
+"""The problems that every rung plans: random networks of the published shapes and random starts, or your own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,24 +11,77 @@ from torch import Tensor
 import sgp_fast as sgp
 from sgp_fast.kernels.network import mlp
 from sgp_fast.models import Network
+from sgp_fast.planner import Precision
+from sgp_fast.schedule import level_table, table
 
+Device = Literal["auto", "cpu", "cuda"]
 NX, NU, LEVELS = 17, 6, 10
+HIDDEN_LAYERS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """A batch of problems with the planner and the controls that all rungs start from; `init [B, T, nu]`."""
+    """A batch of problems with the planner and the controls that all rungs start from; `init [B, T, nu]`.
 
-    name: str
+    `model` names the networks, "4×256" for those made here. The precision of matrix products is `planner.precision`.
+    """
+
+    model: str
     problem: sgp.Problem
     planner: sgp.SGP
-    step_size: float
     x0: Tensor
     init: Tensor
 
+    @property
+    def name(self) -> str:
+        """Batch and model, and what is not as in the published benchmark: `64 × 4×256, T=16, bfloat16`."""
+        rest = [f"T={self.planner.horizon}"] if self.planner.horizon != 8 else []
+        rest += [f"{self.planner.iterations} iterations"] if self.planner.iterations != 50 else []
+        rest += [self.planner.precision] if self.planner.precision != "float32" else []
+        return ", ".join([f"{len(self.x0)} × {self.model}", *rest])
+
+    @property
+    def device(self) -> torch.device:
+        return self.x0.device
+
+    @property
+    def step_size(self) -> float:
+        """The planner's, which cases keep constant."""
+        assert isinstance(self.planner.step_size, int | float)
+        return float(self.planner.step_size)
+
+    @property
+    def schedule(self) -> list[tuple[float, int]]:
+        """β and noise level of every iteration."""
+        n, score = self.planner.iterations, self.problem.score
+        if score is None:
+            return [(0.0, 0)] * n
+        levels = level_table(self.planner.levels, n, score.levels)
+        return list(zip(table(self.planner.beta, n, "beta"), levels, strict=True))
+
+    def first(self, count: int) -> Case:
+        """The first problems of the batch."""
+        return replace(self, x0=self.x0[:count], init=self.init[:count])
+
+    def in_precision(self, precision: Precision) -> Case:
+        return replace(self, planner=replace(self.planner, precision=precision))
+
+    def to(self, device: torch.device | str) -> Case:
+        """The case on a device; the problem's modules are moved, not copied."""
+        for part in self.problem.modules.values():
+            part.to(device)
+        return replace(self, x0=self.x0.to(device), init=self.init.to(device))
+
 
 def make_case(
-    width: int, batch: int, *, hidden_layers: int = 4, horizon: int = 8, iterations: int = 50, seed: int = 0
+    width: int,
+    batch: int,
+    *,
+    hidden_layers: int = HIDDEN_LAYERS,
+    horizon: int = 8,
+    iterations: int = 50,
+    precision: Precision = "float32",
+    seed: int = 0,
 ) -> Case:
     """HalfCheetah's sizes (17 states, 6 controls), a learned cost, ten noise levels, controls projected to [−1, 1].
 
@@ -48,8 +101,16 @@ def make_case(
         score=sgp.Score(score, normalizer, torch.logspace(-0.5, -3, LEVELS)).requires_grad_(False),
         bounds=(-1.0, 1.0),
     )
-    step_size = 0.1
-    planner = sgp.SGP(horizon=horizon, iterations=iterations, step_size=step_size, beta=(0.2, 0.1), tolerance=0.0)
+    planner = sgp.SGP(
+        horizon=horizon, iterations=iterations, step_size=0.1, beta=(0.2, 0.1), tolerance=0.0, precision=precision
+    )
     x0 = torch.randn(batch, NX, generator=generator)
     init = 0.1 * torch.randn(batch, horizon, NU, generator=generator)
-    return Case(f"{batch} × {hidden_layers}×{width}", problem, planner, step_size, x0, init)
+    return Case(f"{hidden_layers}×{width}", problem, planner, x0, init)
+
+
+def device_of(name: Device) -> torch.device:
+    """The device of that name; ValueError where it is not here."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, and torch sees no CUDA device; see `sgp-fast doctor`, or give --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

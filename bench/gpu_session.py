@@ -1,199 +1,184 @@
-"""`python -m bench.gpu_session PART`: what `gpu_session.sh` measures on a machine with a GPU.
+"""`python -m bench.gpu_session PART [SECONDS]`: what `gpu_session.sh` measures on a machine with a GPU.
 
-    parity      fused plans against eager ones in float64, where the tests cannot run
-    ceilings    the device's matrix products and copies
-    speed       plans a second of every backend and regime, and what the choice among tiles measured
-    table       a short table of what $OUT holds
+    device    what the device is
+    parity    fused plans against eager ones in float64, where the tests cannot run
+    aims      many problems in bf16, against the best of the ladder: the sizes that the kernels were written for
+    ladder    the four published cases, every rung, fp32 and bf16
+    profile   where an iteration goes, with traces
+    cold      import, first plan, and what pays them back
+    kernels   one small plan of each regime, for a sanitizer to watch
+    more      the rest of the sweep
+    table     what $OUT holds, in short
 
-Every part writes JSON lines to $OUT as it goes, so that one that is stopped leaves what it had.
+Rows go to $OUT/PART.jsonl as they are measured; a part that is stopped goes on with its file. With $DRY set, all of this is
+tried on the CPU with small cases.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import sgp_fast as sgp
-from sgp_fast.backends import eager
+from sgp_fast.planner import Precision
 
+from . import ceilings, ladder, records, sweep, tables
 from .cases import Case, make_case
+from .rows import CeilingRow, PlanRow
+from .run import Run, Settings
+from .rungs import RUNGS
+from .sweep import BEST, Spec
 
 OUT = Path(os.environ.get("OUT", "gpu-session"))
+DRY = bool(os.environ.get("DRY"))
+DEVICE = torch.device("cpu" if DRY else "cuda")
 FUSED = ("fused:tile", "fused:layered")
-PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
-# (width, problems), the sizes of the aims first.
-SIZES = [(256, 1024), (256, 16384), (1024, 16384), (256, 64), (512, 4096), (1024, 1024)]
-ROUNDS, SECONDS = 5, 6.0
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
+# What is tried without a GPU.
+TRIED = (Spec(32, 4, iterations=3), Spec(48, 2, iterations=3))
+QUICK = ("published", "autograd", "adjoint", "cuda graph", "eager", "compiled", "fused:tile", "auto")
+
+
+def aims(seconds: float) -> int:
+    return _ladder("aims", [Spec(w, b, precision="bfloat16", rungs=BEST) for w, b in sweep.THROUGHPUT], seconds)
+
+
+def published(seconds: float) -> int:
+    specs = [Spec(w, b, precision=p, rungs=BEST) for p in ("bfloat16", "float32") for w, b in sweep.PUBLISHED]
+    return _ladder("ladder", specs, seconds)
+
+
+def more(seconds: float) -> int:
+    return _ladder("more", sweep.sweep("cuda"), seconds)
+
+
+def profile(seconds: float) -> int:
+    """Tables of both regimes at two sizes, with traces that Perfetto opens."""
+    from . import profiling
+
+    run = _run("profile", seconds)
+    run.ceilings()
+    for spec in TRIED if DRY else (Spec(256, 1024, precision="bfloat16"), Spec(1024, 64, precision="bfloat16")):
+        case = spec.make().to(DEVICE)
+        for backend in ("eager", "compiled") if DRY else (*FUSED, "eager"):
+            trace = OUT / f"trace-{spec.problems}x{spec.width}-{backend.replace(':', '-')}.json.gz"
+            try:
+                rows = profiling.profile(case, backend, trace, run.log.of(CeilingRow))
+            except ladder.REASONS as why:
+                print(f"{case.name}, {backend}: {why}")
+                continue
+            for row in rows:
+                run.log.add(row)
+            print(profiling.table(rows))
+    return 0
+
+
+def cold_costs(seconds: float) -> int:
+    rungs = ("compiled", "eager") if DRY else (*FUSED, "cuda graph", "compile", "eager")
+    run = _run("cold", seconds)
+    run.cold_costs("4x32:T4:3" if DRY else "1024x256:bfloat16", rungs)
+    print(tables.text(run.log.rows))
+    return 0
+
+
+def kernels() -> int:
+    """Small plans through each regime, so that every kernel of a plan is launched once."""
+    few: tuple[Precision, ...] = ("float32", "bfloat16")
+    for precision in few:
+        case = make_case(64, 65, horizon=3, iterations=2, precision=precision).to(DEVICE)
+        for backend in ("eager", "compiled") if DRY else FUSED:
+            plan = sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend=backend)
+            assert bool(plan.u.isfinite().all())
+            print(f"{precision}, {backend}: {len(plan.u)} plans")
+    return 0
 
 
 def parity() -> int:
     """Controls and states after two iterations: at most twice eager's error at the same precision, with a floor."""
     wrong = 0
-    for width, precision, backend, batch in (
-        (w, p, b, n) for w in (48, 256, 512, 1024) for p in PRECISIONS for b in FUSED for n in (1, 65)
-    ):
-        case = on_gpu(make_case(width, batch, iterations=2))
-        exact = plan(case, "eager", "float64")
-        what: dict[str, Any] = {"width": width, "problems": batch, "precision": precision, "backend": backend}
-        line = {"kind": "parity"} | what
+    for width, precision, backend, batch in product((48, 256, 512, 1024), PRECISIONS, FUSED, (1, 65)):
+        case = make_case(width, batch, iterations=2, precision=precision).to(DEVICE)
+        exact = _plan(case.in_precision("float64"), "eager")
         try:
-            ours, plain = plan(case, backend, precision), plan(case, "eager", precision)
+            ours, plain = _plan(case, backend), _plan(case, "eager")
         except (ValueError, RuntimeError) as why:
-            record("parity", line | {"reason": str(why)})
+            print(f"{case.name}, {backend}: {why}")
             continue
-        errors = {name: error(getattr(ours, name), getattr(exact, name)) for name in ("x", "u")}
-        limits = {name: 2 * error(getattr(plain, name), getattr(exact, name)) + 1e-6 for name in errors}
-        right = all(errors[name] <= limits[name] for name in errors)
-        wrong += not right
-        record("parity", line | {"errors": errors, "limits": limits, "right": right})
+        for name in ("x", "u"):
+            error, limit = (_error(getattr(plan, name), getattr(exact, name)) for plan in (ours, plain))
+            right = error <= 2 * limit + 1e-6
+            wrong += not right
+            print(f"{case.name}, {backend}: {name} {error:.1e}, eager's {limit:.1e}{'' if right else ': WRONG'}")
     print(f"{wrong} of the plans are wrong")
     return int(wrong > 0)
 
 
-def ceilings() -> int:
-    """Products of random numbers, and copies of much more and of much less than the L2 holds; bytes read and written."""
-    n = 8192
-    for name, dtype, tf32 in (
-        ("bfloat16", torch.bfloat16, False), ("float16", torch.float16, False), ("tf32", torch.float32, True),
-        ("float32", torch.float32, False),
-    ):  # fmt: skip
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        taken = seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 10)
-        record("ceilings", {"kind": "ceiling", "what": f"product {name} {n}³", "flops": 2 * n**3 / taken})
-    for mib in (4096, 8):
-        source = torch.randn(mib << 18, device="cuda")
-        to = torch.empty_like(source)
-        taken = seconds(lambda to=to, source=source: to.copy_(source), 10 if mib > 100 else 200)
-        record("ceilings", {"kind": "ceiling", "what": f"copy of {mib} MiB", "bytes": 2 * 4 * source.numel() / taken})
+def device() -> int:
+    head = records.header("device")
+    print(head["machine"], head["versions"])
+    if not DRY:
+        found = torch.cuda.get_device_properties(0)
+        print(f"{found.name}: sm_{found.major}{found.minor}, {found.multi_processor_count} multiprocessors")
+        print(f"{found.L2_cache_size >> 20} MB of L2, {found.shared_memory_per_block_optin} bytes of shared memory a block")
     return 0
 
 
-def speed() -> int:
-    """bfloat16 plans, T = 8, 50 iterations. What cannot plan a size is recorded with its reason."""
-    failures = 0
-    for width, batch in SIZES:
-        case = on_gpu(make_case(width, batch))
-        exact = plan(case, "eager", "float32")
-        for backend in (*FUSED, "fused", "eager"):
-            failures += not measured(case, width, batch, backend, exact)
-    plain = eager.evaluate
-    compiled: Any = torch.compile(plain)
-
-    def evaluate(problem: Any, at: Any, u: Any, level: int, beta: Any) -> Any:
-        """β as a tensor, lest every iteration be compiled for its own."""
-        return compiled(problem, at, u, level, torch.as_tensor(beta, device=u.device))
-
-    eager.evaluate = evaluate
-    try:
-        for width, batch in SIZES[:3]:
-            case = on_gpu(make_case(width, batch))
-            measured(case, width, batch, "eager", plan(case, "eager", "float32"), "eager, torch.compile")
-    finally:
-        eager.evaluate = plain
-    return int(failures > 0)
-
-
-def measured(case: Case, width: int, batch: int, backend: str, exact: sgp.Plan, name: str = "") -> bool:
-    """Record a backend's time; whether it could plan."""
-    line: dict[str, Any] = {"kind": "speed", "width": width, "problems": batch, "backend": name or backend}
-    try:
-        began = time.perf_counter()
-        first = plan(case, backend, "bfloat16")
-        torch.cuda.synchronize()
-        cold = time.perf_counter() - began
-        times: list[float] = []
-        while len(times) < ROUNDS and sum(times) < SECONDS:
-            began = time.perf_counter()
-            plan(case, backend, "bfloat16")
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-    except Exception as why:  # whatever it is, the next backend is measured
-        record("speed", line | {"reason": f"{type(why).__name__}: {why}"[:500]})
-        return False
-    p50 = statistics.median(times)
-    # 5·T·F a problem and iteration: dynamics and cost forward and backward, score forward.
-    parts = (case.problem.dynamics, case.problem.dynamics, case.problem.cost, case.problem.cost, case.problem.score)
-    flops = sum(part.network.spec.flops_per_row() for part in parts if part is not None)
-    flops *= batch * case.planner.horizon * case.planner.iterations
-    told = {key: first.stats.get(key) for key in ("regime", "bucket", "choice", "reason")}
-    record("speed", line | told | {
-        "plans_per_second": batch / p50, "p50": p50, "times": times, "cold": cold, "flops_per_second": flops / p50,
-        "cost": first.cost.mean().item(), "cost_float32": exact.cost.mean().item(),
-    })  # fmt: skip
-    return True
-
-
-def summary() -> int:
-    """What the folder holds, in a few lines."""
-    lines = [json.loads(text) for file in sorted(OUT.glob("*.jsonl")) for text in file.read_text().splitlines()]
-    peak = max((line.get("flops", 0.0) for line in lines if line["kind"] == "ceiling"), default=0.0)
-    for line in lines:
-        if line["kind"] == "ceiling":
-            rate = f"{line['flops'] / 1e12:,.0f} TFLOP/s" if "flops" in line else f"{line['bytes'] / 1e12:,.2f} TB/s"
-            print(f"{line['what']:<26}{rate:>16}")
-    wrong = [line for line in lines if line["kind"] == "parity" and not line.get("right", False)]
-    for line in wrong:
-        print(f"not right: {line}")
-    print(f"{'problems × width':<18}{'backend':<22}{'plans/s':>12}{'ms':>10}{'of peak':>9}  regime, choice")
-    for line in (line for line in lines if line["kind"] == "speed"):
-        head = f"{line['problems']:>7} × {line['width']:<8}{line['backend']:<22}"
-        if "p50" not in line:
-            print(f"{head} {line['reason'][:90]}")
-            continue
-        share = f"{line['flops_per_second'] / peak:.0%}" if peak else "—"
-        what = f"{line['regime']}, {line['choice']}" if line["regime"] else ""
-        print(f"{head}{line['plans_per_second']:>12,.0f}{1e3 * line['p50']:>10,.2f}{share:>9}  {what}")
+def table() -> int:
+    """The ladder of all parts, and of each of our rows the share of the device's product that it reaches."""
+    rows = [row for path in sorted(OUT.glob("*.jsonl")) for row in records.read(path, check=False).rows]
+    print(tables.text(rows))
+    tops = [row for row in rows if isinstance(row, CeilingRow)]
+    for row in rows:
+        if isinstance(row, PlanRow) and row.family == "ours" and row.p50 and row.flops:
+            top, _ = ceilings.of(tops, row.precision)
+            share = f"{row.flops / row.p50 / top:.0%} of the product" if top else ""
+            print(f"{row.case:<32}{row.rung:<16}{row.plans_per_second:>12,.0f} plans/s  {share}  {row.chosen or ''}")
     return 0
 
 
-def on_gpu(case: Case) -> Case:
-    for part in case.problem.modules.values():
-        part.to("cuda")
-    return replace(case, x0=case.x0.cuda(), init=case.init.cuda())
+def _ladder(name: str, specs: Iterable[Spec], seconds: float) -> int:
+    """The cases that fit in the seconds, with the rungs that fit."""
+    run = _run(name, seconds)
+    run.ceilings()
+    for spec in TRIED if DRY else specs:
+        run.case(spec.make(), QUICK if DRY else spec.rungs or tuple(RUNGS))
+    print(tables.text(run.log.rows))
+    return 0
 
 
-def plan(case: Case, backend: str, precision: str) -> sgp.Plan:
-    return sgp.solve(case.problem, replace(case.planner, precision=precision), case.x0, init=case.init, backend=backend)
+def _run(name: str, seconds: float) -> Run:
+    """Rows to the part's file, gone on with where it is there."""
+    settings = Settings(minutes=seconds / 60, device=DEVICE)
+    return Run(name, settings, OUT / f"{name}.jsonl", resume=True, say=lambda text: print(text, flush=True))
 
 
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
+def _plan(case: Case, backend: str) -> sgp.Plan:
+    return sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend=backend)
+
+
+def _error(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got.double() - want).norm() / want.norm()).item()
 
 
-def seconds(body: Callable[[], object], repeats: int) -> float:
-    """Mean of some runs between two events, after three that are not counted."""
-    for _ in range(3):
-        body()
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began.record()
-    for _ in range(repeats):
-        body()
-    ended.record()
-    ended.synchronize()
-    return began.elapsed_time(ended) / 1e3 / repeats
+UNTIMED: dict[str, Callable[[], int]] = {"device": device, "parity": parity, "kernels": kernels, "table": table}
+TIMED: dict[str, Callable[[float], int]] = {
+    "aims": aims, "ladder": published, "profile": profile, "cold": cold_costs, "more": more,
+}  # fmt: skip
 
 
-def record(name: str, line: dict[str, Any]) -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
-    with (OUT / f"{name}.jsonl").open("a") as file:
-        print(json.dumps(line), file=file)
-    print(json.dumps(line)[:300], flush=True)
+def main(arguments: list[str]) -> int:
+    if len(arguments) == 1 and arguments[0] in UNTIMED:
+        return UNTIMED[arguments[0]]()
+    if len(arguments) == 2 and arguments[0] in TIMED:
+        return TIMED[arguments[0]](float(arguments[1]))
+    print(f"usage: python -m bench.gpu_session {'|'.join(UNTIMED)}, or {'|'.join(TIMED)} SECONDS", file=sys.stderr)
+    return 2
 
-
-PARTS = {"parity": parity, "ceilings": ceilings, "speed": speed, "table": summary}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in PARTS:
-        sys.exit(f"usage: python -m bench.gpu_session {'|'.join(PARTS)}")
-    sys.exit(PARTS[sys.argv[1]]())
+    sys.exit(main(sys.argv[1:]))

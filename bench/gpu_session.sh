@@ -1,74 +1,84 @@
 #!/bin/sh
 # One session on a machine with a GPU: what the device can do, whether plans are right, how fast they are.
 #
-#     OUT=folder sh bench/gpu_session.sh [part …]        parts: device tests ceilings speed; all of them without one
+#     OUT=folder sh bench/gpu_session.sh [--dry-run] [part …]
 #
-# From the repository's root, with python3, torch and triton; nothing is installed. Each part has a log and a time limit, and
-# one that fails does not stop the next; together they stay under ten minutes. Numbers go to $OUT/*.jsonl, a line each with
-# the kind of number first; a short table comes last. Exits 1 where a part failed.
+# Parts, by priority, with the seconds that each may take; all of them without a name:
+PARTS="device:30 tests:170 aims:150 ladder:110 profile:40 cold:60 sanitizer:120 more:240"
+# From the repository's root, with python3, torch and triton; nothing is installed. Each part has a log and a limit, and one
+# that fails does not stop the next. Numbers go to $OUT/*.jsonl as they are measured; a part that was done is not done again,
+# one that was stopped goes on: call the script again with the same $OUT. TOTAL (default 590) seconds are all that it takes:
+# a part that does not fit any more waits for the next call. A short table comes last. Exits 1 where a part failed.
+#
+# --dry-run does the same on a CPU, as far as one goes: small cases, tests collected but not run.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-OUT=${OUT:-gpu-session}
-mkdir -p "$OUT"
-export OUT PYTHONUNBUFFERED=1 PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
+OUT=${OUT:-gpu-session} TOTAL=${TOTAL:-590} PYTHON=${PYTHON:-python3} DRY=${DRY:-}
+if [ "${1:-}" = --dry-run ]; then DRY=1; shift; fi
+mkdir -p "$OUT" || exit 1
+export OUT DRY PYTHON PYTHONUNBUFFERED=1 PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
 unset TRITON_INTERPRET
-failed=""
-
-part() {  # name, seconds, command …
-    name=$1 limit=$2
-    shift 2
-    case " $wanted " in *" $name "*) ;; *) return ;; esac
-    echo "== $name"
-    began=$(date +%s)
-    timeout "$limit" "$@" > "$OUT/$name.log" 2>&1
-    rc=$?
-    tail -n 12 "$OUT/$name.log"
-    echo "== $name: exit $rc after $(($(date +%s) - began)) s"
-    [ $rc -eq 0 ] || failed="$failed $name"
-}
+wanted=${*:-}
+for name in $wanted; do
+    case " $PARTS " in *" $name:"*) ;; *) echo "$name is no part; expected some of $PARTS" >&2; exit 2 ;; esac
+done
+began=$(date +%s) failed="" waiting=""
 
 device() {
-    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu --format=csv
-    git rev-parse --short HEAD 2>/dev/null
-    python3 - <<'PYTHON'
-import json, os, platform, torch, triton
-found = torch.cuda.get_device_properties(0)
-facts = {
-    "kind": "device", "name": found.name, "capability": f"{found.major}.{found.minor}",
-    "multiprocessors": found.multi_processor_count, "l2": found.L2_cache_size, "bytes": found.total_memory,
-    "shared": found.shared_memory_per_block_optin, "torch": torch.__version__, "cuda": torch.version.cuda,
-    "triton": triton.__version__, "python": platform.python_version(),
-}
-print(json.dumps(facts, indent=1))
-with open(os.path.join(os.environ["OUT"], "device.jsonl"), "w") as file:
-    print(json.dumps(facts), file=file)
-PYTHON
+    if [ -z "$DRY" ]; then
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu --format=csv || return 1
+    fi
+    "$PYTHON" -m bench.gpu_session device
 }
 
 tests() {
-    missing=$(python3 - <<'PYTHON'
+    missing=$("$PYTHON" -c "
 from importlib.util import find_spec
-print(*(name for name in ("pytest", "hypothesis") if find_spec(name) is None))
-PYTHON
-    )
+print(*(name for name in ('pytest', 'hypothesis') if find_spec(name) is None))")
     if [ -z "$missing" ]; then
-        python3 -m pytest -q -m gpu -x --maxfail=20 -p no:cacheprovider tests/fused tests/kernels
-        rc=$?
-        [ $rc -ne 5 ] && return $rc  # 5: no test was found
-        missing="a test marked gpu"
+        if [ -n "$DRY" ]; then set -- --collect-only; else set -- --maxfail=20; fi
+        "$PYTHON" -m pytest -q -m gpu "$@" -p no:cacheprovider tests/fused tests/kernels
+        return
     fi
     echo "not here: $missing; a plain check of parity instead"
-    python3 -m bench.gpu_session parity
+    "$PYTHON" -m bench.gpu_session parity
 }
 
-wanted=${*:-device tests ceilings speed}
-for step in device tests; do
-    if [ "${STEP:-}" = "$step" ]; then $step; exit $?; fi
+sanitizer() {
+    if ! command -v compute-sanitizer > /dev/null; then
+        echo "not run: there is no compute-sanitizer here"
+        [ -n "$DRY" ] || return 1
+        "$PYTHON" -m bench.gpu_session kernels
+        return
+    fi
+    for tool in memcheck racecheck; do
+        echo "$tool"
+        compute-sanitizer --tool $tool --error-exitcode 1 "$PYTHON" -m bench.gpu_session kernels || return 1
+    done
+}
+
+if [ -n "${STEP:-}" ]; then $STEP; exit $?; fi
+
+for step in $PARTS; do
+    name=${step%%:*} limit=${step##*:}
+    case " ${wanted:-$name} " in *" $name "*) ;; *) continue ;; esac
+    if [ -e "$OUT/$name.done" ]; then echo "== $name: was done"; continue; fi
+    left=$((TOTAL - $(date +%s) + began))
+    if [ "$left" -lt $((limit / 2)) ]; then waiting="$waiting $name"; continue; fi
+    [ "$left" -lt "$limit" ] && limit=$left
+    echo "== $name, at most $limit s"
+    case $name in
+        device | tests | sanitizer) set -- env "STEP=$name" sh bench/gpu_session.sh ;;
+        *) set -- "$PYTHON" -m bench.gpu_session "$name" "$limit" ;;
+    esac
+    started=$(date +%s)
+    timeout "$limit" "$@" > "$OUT/$name.log" 2>&1
+    rc=$?
+    tail -n 12 "$OUT/$name.log"
+    echo "== $name: exit $rc after $(($(date +%s) - started)) s"
+    if [ $rc -eq 0 ]; then : > "$OUT/$name.done"; else failed="$failed $name"; fi
 done
-part device 60 env STEP=device sh bench/gpu_session.sh
-part tests 240 env STEP=tests sh bench/gpu_session.sh
-part ceilings 60 python3 -m bench.gpu_session ceilings
-part speed 230 python3 -m bench.gpu_session speed
 echo "== table"
-python3 -m bench.gpu_session table
+"$PYTHON" -m bench.gpu_session table
+[ -z "$waiting" ] || echo "no time left for:$waiting; call again with the same OUT"
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -33,9 +32,10 @@ from sgp_fast.kernels.network_op import network_kernel
 from sgp_fast.kernels.packing import PackedNetwork, Program
 from sgp_fast.kernels.tiling import H200, DeviceLimits, Tile, keep, tiles
 
+from . import records
 from .cases import NU, NX, Case, make_case
-from .ladder import circumstances
 from .offline import Compiled, compiling
+from .rows import KernelRow
 
 CPU = torch.device("cpu")
 ROWS, HORIZON = 16384, 8
@@ -215,8 +215,7 @@ def table(rows: list[Row]) -> str:
 
 def write(rows: list[Row], path: Path) -> None:
     """JSON lines: the circumstances, then a line a kernel."""
-    lines = [json.dumps({"kind": "static", "version": 1, **circumstances()}), *(json.dumps(asdict(row)) for row in rows)]
-    path.write_text("\n".join(lines) + "\n")
+    records.write(path, records.header("static"), [KernelRow(**asdict(row)) for row in rows])
 
 
 def main(arguments: list[str] | None = None) -> int:

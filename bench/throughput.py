@@ -5,26 +5,36 @@ from __future__ import annotations
 from sgp_fast.report import Throughput, ThroughputRow
 
 from . import ladder
+from .cases import make_case
+from .rows import PlanRow
 
+# Rung and precision → key and words in the report.
 LABELS = {
-    "published": ("published", "loop as published"),
-    "autograd": ("plain", "best plain PyTorch"),
-    "eager": ("eager", "sgp_fast eager"),
-    "compiled": ("compiled", "sgp_fast compiled"),
-    "compiled bf16": ("bf16", "sgp_fast compiled, bf16 products"),
+    ("published", "float32"): ("published", "loop as published"),
+    ("autograd", "float32"): ("plain", "best plain PyTorch"),
+    ("eager", "float32"): ("eager", "sgp_fast eager"),
+    ("compiled", "float32"): ("compiled", "sgp_fast compiled"),
+    ("compiled", "bfloat16"): ("bf16", "sgp_fast compiled, bf16 products"),
 }
+SECONDS = 8.0
 
 
-def measure(width: int = 256, problems: tuple[int, ...] = (1, 64), rounds: int = 5) -> Throughput:
+def measure(width: int = 256, problems: tuple[int, ...] = (1, 64)) -> Throughput:
     """The rungs that a report shows, at one width and some numbers of problems, all in one run."""
-    rows = ladder.run([(width, count) for count in problems], rungs=tuple(LABELS), rounds=rounds, rung_s=8.0)
+    rows = []
+    for count in problems:
+        for precision in ("float32", "bfloat16"):
+            rungs = [rung for rung, of in LABELS if of == precision]
+            case = make_case(width, count, precision=precision)
+            rows += ladder.measure(case, rungs, budget=SECONDS * len(rungs) / 2, count=False)
     return Throughput(f"T = 8, 50 iterations, 4×{width}, 17 states, 6 controls, learned cost", tuple(map(_row, rows)))
 
 
-def _row(row: ladder.Row) -> ThroughputRow:
-    key, label = LABELS[row.rung]
+def _row(row: PlanRow) -> ThroughputRow:
+    key, label = LABELS[row.rung, row.precision]
     note = row.reason or ("" if row.timed == row.problems else f"{row.timed} planned, one at a time, and scaled")
     return ThroughputRow(
         key=key, label=label, problems=row.problems, plans_per_second=row.plans_per_second, p50_seconds=row.p50,
-        repeats=row.rounds, final_cost=row.cost, p20_seconds=row.p20, p80_seconds=row.p80, note=note,
+        p20_seconds=row.quantile(0.2), p80_seconds=row.quantile(0.8), repeats=len(row.samples), final_cost=row.cost,
+        note=note,
     )  # fmt: skip

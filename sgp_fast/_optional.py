@@ -31,6 +31,11 @@ LIBRARIES = (
     Library("matplotlib", "matplotlib", "report"),
     Library("jinja2", "jinja2", "report"),
     Library("pytest_benchmark", "pytest-benchmark", "bench"),
+    Library("scipy", "scipy", "bench"),
+    Library("jsonschema", "jsonschema", "bench"),
+    Library("torchrl", "torchrl", "peers"),
+    Library("pytorch_mppi", "pytorch-mppi", "peers"),
+    Library("stable_worldmodel", "stable-worldmodel", "peers"),
     Library("jax", "jax", "jax"),
 )
 

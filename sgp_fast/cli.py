@@ -20,6 +20,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("train dynamics, score and cost on a data set", "commands", "train_command"),
     "plan": ("plan from every start state of a file", "commands", "plan_command"),
     "evaluate": ("control an environment by planning, and report the returns", "commands", "evaluate_command"),
+    "profile": ("show where the time of a plan goes", "bench.profiling", "profile_command"),
+    "bench run": ("measure the ladder of planners on this machine", "bench.commands", "run_command"),
+    "bench compare": ("compare two result files, or two commits in one run", "bench.commands", "compare_command"),
+    "bench report": ("write a page of result files", "bench.commands", "report_command"),
+    "bench quality": ("measure returns by backend, dtype and budget", "bench.quality", "quality_command"),
+    "bench memory": ("measure memory against the number of problems", "bench.commands", "memory_command"),
+    "bench static": ("show what the compiler makes of the kernels", "bench.commands", "static_command"),
+    "bench validate": ("hold result files to their schema", "bench.commands", "validate_command"),
     "doctor": ("show versions, devices and which backends can run here", "doctor", "report"),
 }
 

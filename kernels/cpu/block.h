@@ -70,6 +70,11 @@ class Block {
     }
   }
 
+  // Adds the seconds of all that was planned with this block; `clock` [Stage::count].
+  void tell(double* clock) const {
+    for (int s = 0; s < (int)Stage::count; s++) clock[s] += spent[s];
+  }
+
  private:
   static int pass_rows(const Plan& p, int R) { return std::min(p.horizon * R, p.pass_rows); }
 
@@ -96,6 +101,7 @@ class Block {
     good = v;
     active.assign(R, 1), diverged.assign(R, 0), converged.assign(R, 0), taken.assign(R, 0);
     int reached = p->iterations;
+    lap(Stage::count);
     for (int i = 0; i < p->iterations; i++) {
       if (limited) {  // all threads must see the same answer: the first one asks the clock
         if (writes) out_of_time->store(seconds_since(start) > budget, std::memory_order_relaxed);
@@ -114,25 +120,39 @@ class Block {
       judge(i >= p->settled);
       if (std::find(active.begin(), active.end(), 1) == active.end()) break;
       step(p->step_size[i]);
+      lap(Stage::update);
     }
     do evaluate<P>(p->iterations - 1, true, true);
     while (judge(reached >= p->settled));  // again where the last step led some rows astray: they went back to before it
     if (writes) report();
+    lap(Stage::last);
+  }
+
+  // Gives the time since the last lap to a stage, or to none (`count`); only where the caller wants to know.
+  void lap(Stage stage) {
+    if (!p->clock) return;
+    const auto now = Clock::now();
+    if (stage != Stage::count) spent[(int)stage] += std::chrono::duration<double>(now - mark).count();
+    mark = now;
   }
 
   // One pass: states, costs where `values` asks for them, the gradient in v. The last dynamics step matters only to a terminal
   // cost, and to who reads the plan (`complete`).
   template <Products P> void evaluate(int i, bool values, bool complete) {
+    const auto done = [&](Stage stage) { lap(complete ? Stage::last : stage); };
     controls();
     const bool ends = p->terminal.present;
     rollout<P>(ends || complete ? T : T - 1);
+    done(Stage::rollout);
     std::fill_n(g, (size_t)T * R * ldz, 0.f);
     // A score without weight is evaluated only for the telemetry of the last pass.
     if (p->score && (p->beta[i] != 0 || complete)) scores<P>(p->level[i], p->beta[i], complete);
+    if (p->score) done(Stage::score);
     running<P>(values);
     if (ends) terminal<P>();
     if (!ends) std::fill_n(last_cost, R, 0.f), std::fill_n(costate_at(T, 0), (size_t)R * nx, 0.f);
     changes();
+    done(Stage::cost);
     sweep<P>(ends);
     for (int r = 0; r < R; r++)
       for (int t = 0; t < T; t++)
@@ -145,6 +165,7 @@ class Block {
           }
           grad[at] = g_at(t, r)[nx + j] * slope;
         }
+    done(Stage::adjoint);
   }
 
   void controls() {
@@ -358,6 +379,8 @@ class Block {
   int first = 0, R = 0, T = 0, nx = 0, nu = 0, nz = 0;
   long ldz = 0;
   Workspace w{};
+  Clock::time_point mark;                                 // when the last lap ended
+  double spent[(int)Stage::count] = {};                   // seconds by stage
   std::vector<Kept> steps, passing;                       // of the dynamics, a step after the other; of the other networks
   float *z, *g, *score;                                   // (x, u), the gradient in them, s(z): a row for each t, r
   float *last, *costate, *difference;                     // x_T [R, nx]; lambda [T + 1, R, nx]

@@ -21,6 +21,8 @@ Products = Literal["fp32", "bf16", "bf16x6"]
 PRODUCTS: tuple[Products, ...] = get_args(Products)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 CONDITIONS = ("none", "multiply", "add")
+# What the engine's clock tells apart, in the order of plan.h; the last is the pass after all iterations.
+STAGES = ("rollout", "cost", "score", "adjoint", "update", "last pass")
 # Rows are padded to this: a multiple of every vector and of the pairs of a bfloat16 product.
 PAD = 64
 HUGE_PAGE = 2 << 20
@@ -78,6 +80,7 @@ class CPlan(ctypes.Structure):
         *((name, c_void_p) for name in ("v", "m", "s", "count", "active", "diverged", "converged", "taken", "history")),
         *((name, c_void_p) for name in ("x", "costate", "grad_u", "running_cost", "terminal_cost", "change_cost")),
         ("score_value", c_void_p),
+        ("clock", c_void_p),
     ]
 
 

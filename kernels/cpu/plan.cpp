@@ -28,6 +28,7 @@ void by_rows(const Plan& p) {
       block.lay_out(p, rows, memory[id].get(), nullptr);
       block.plan(first, rows, 0, 1, &alone, (p.seconds - seconds_since(start)) / rounds, &out_of_time);
     }
+    if (p.clock) block.tell(p.clock + id * (int)Stage::count);
   });
 }
 
@@ -43,6 +44,7 @@ void by_columns(const Plan& p) {
     Block block;
     block.lay_out(p, p.rows, memory[id].get(), (float*)results.get());
     block.plan(0, p.rows, id, count, &barrier, p.seconds, &out_of_time);
+    if (p.clock) block.tell(p.clock + id * (int)Stage::count);
   });
 }
 

@@ -19,6 +19,9 @@ struct Cost {
   int32_t present;
 };
 
+// Where the time of a plan goes. In the order of `STAGES` in pack.py; `last` is the pass after all iterations.
+enum class Stage { rollout, cost, score, adjoint, update, last, count };
+
 struct Plan {
   int32_t rows, horizon, nx, nu, iterations, settled;
   Products products;
@@ -42,6 +45,7 @@ struct Plan {
   int32_t* taken;
   float* history;  // [iterations], or null
   float *x, *costate, *grad_u, *running_cost, *terminal_cost, *change_cost, *score_value;  // of the last pass
+  double* clock;  // [threads, Stage::count], where the seconds of each thread's stages are added; or null
 
   // Calls f(layer) for every layer of every network.
   template <class F> void each_layer(F&& f) const {

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.cpu import CCost, CPlan, CQuadratic, Engine, PackedNetwork, Products, Store, check_layout, uncovered
-from ..kernels.cpu.pack import PRODUCTS
+from ..kernels.cpu.pack import PRODUCTS, STAGES
 from ..plan import Plan
 from ..planner import SGP
 from ..problem import Problem
@@ -35,6 +35,7 @@ from .bounding import Bounding
 from .coverage import foreign_part
 from .eager import Conditions, Evaluation, Search, conclude, start
 from .job import Iteration, Job
+from .stages import Watch, span, watched
 from .version import Version, version
 
 # Rows that one thread plans together: two tiles, and enough for every micro-kernel; a block's activations stay in its cache.
@@ -150,8 +151,11 @@ class Call:
         few = -(-R // torch.get_num_threads()) <= INTEGERS_UP_TO, T * R <= INTEGERS_UP_TO
         return packed(self.engine, self.job.problem, self.products, division.by_columns, few)
 
-    def run(self, division: Division, iterations: int) -> dict[str, Tensor]:
-        """The search after `iterations`, and the evaluation of its last iterate, by the names of `CPlan`, rows first."""
+    def run(self, division: Division, iterations: int, watch: Watch | None = None) -> dict[str, Tensor]:
+        """The search after `iterations`, and the evaluation of its last iterate, by the names of `CPlan`, rows first.
+
+        `watch` is told how long each stage took, by the engine's clock: the mean over its threads, idle ones included.
+        """
         job, at, search, tables = self.job, self.at, self.search, self.job.tables
         problem, planner = job.problem, job.planner
         T, R, nu = search.v.shape
@@ -195,8 +199,13 @@ class Call:
         c.score_sigma = net.keep["sigma"].data_ptr() if net.score else None
         for name, t in (out | held).items():
             setattr(c, name, t.data_ptr())
+        clock = torch.zeros(division.threads, len(STAGES), dtype=torch.float64)
+        c.clock = None if watch is None else clock.data_ptr()
         if self.engine.library.sgp_solve(ctypes.byref(c)) != 0:
             raise MemoryError(f"no memory for a batch of {R}; lower SGP.memory_limit")
+        if watch is not None:
+            for name, seconds in zip(STAGES, clock.mean(0).tolist(), strict=True):
+                watch.add(name, seconds)
         return out
 
     def _cost(self, net: Packed, which: str, goal: Tensor | None) -> CCost:
@@ -238,7 +247,8 @@ class Compiled:
         products = choose_products(self.engine, job.planner, search.v.shape[1])
         call = Call(self.engine, job, at, bounding, search, products)
         division = fastest(call)
-        out = call.run(division, job.planner.iterations)
+        with span("native engine"):
+            out = call.run(division, job.planner.iterations, watched())
 
         def steps(name: str) -> Tensor:  # time first, as the eager planner has it
             return out[name].transpose(0, 1)

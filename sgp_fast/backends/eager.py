@@ -20,6 +20,7 @@ from ..problem import DynamicsModel, Problem
 from .bounding import Bounding
 from .job import Iteration, Job
 from .products import products_of
+from .stages import stage
 
 Pullbacks = list[Callable[[Tensor], tuple[Tensor, Tensor]]]
 
@@ -80,25 +81,30 @@ def adjoint(pullbacks: Pullbacks, grad_x: Tensor, grad_u: Tensor, last: Tensor) 
 
 def evaluate(problem: Problem, at: Conditions, u: Tensor, level: int, beta: float | Tensor) -> Evaluation:
     """One pass of the planner: forward in time, costs and scores of all T·R rows at once, backward chaining."""
-    x, pullbacks = rollout(problem.dynamics, at.x0, u)
-    running, grad_x, grad_u = problem.cost.value_and_grad(x[:-1], u, at.goal, at.t, at.params)
-    if problem.terminal is None:
-        terminal, last = torch.zeros_like(running[0]), torch.zeros_like(at.x0)
-    else:
-        terminal, last = problem.terminal.value_and_grad(x[-1], at.goal, at.params)
+    with stage("rollout"):
+        x, pullbacks = rollout(problem.dynamics, at.x0, u)
+    with stage("cost"):
+        running, grad_x, grad_u = problem.cost.value_and_grad(x[:-1], u, at.goal, at.t, at.params)
+        if problem.terminal is None:
+            terminal, last = torch.zeros_like(running[0]), torch.zeros_like(at.x0)
+        else:
+            terminal, last = problem.terminal.value_and_grad(x[-1], at.goal, at.params)
     score = None
     if problem.score is not None:
-        score = problem.score(torch.cat((x[:-1], u), -1), level)
-        nx = x.shape[-1]
-        grad_x = grad_x - beta * score[..., :nx]
-        grad_u = grad_u - beta * score[..., nx:]
+        with stage("score"):
+            score = problem.score(torch.cat((x[:-1], u), -1), level)
+            nx = x.shape[-1]
+            grad_x = grad_x - beta * score[..., :nx]
+            grad_u = grad_u - beta * score[..., nx:]
     change = torch.zeros_like(terminal)
     if problem.control_change:
-        step = u[1:] - u[:-1]
-        change = problem.control_change * step.square().sum((0, 2))
-        pull = 2 * problem.control_change * step
-        grad_u = grad_u + F.pad(pull, (0, 0, 0, 0, 1, 0)) - F.pad(pull, (0, 0, 0, 0, 0, 1))
-    grad_u, costate = adjoint(pullbacks, grad_x, grad_u, last)
+        with stage("cost"):
+            step = u[1:] - u[:-1]
+            change = problem.control_change * step.square().sum((0, 2))
+            pull = 2 * problem.control_change * step
+            grad_u = grad_u + F.pad(pull, (0, 0, 0, 0, 1, 0)) - F.pad(pull, (0, 0, 0, 0, 0, 1))
+    with stage("adjoint"):
+        grad_u, costate = adjoint(pullbacks, grad_x, grad_u, last)
     return Evaluation(x, costate, grad_u, running, terminal, change, score)
 
 
@@ -246,21 +252,23 @@ def run(job: Job) -> Plan:
             break
         u = bounding.control(search.v)
         e = evaluate(problem, at, u, tables.levels[i], tables.beta[i])
-        g = clip(bounding.pull(search.v, e.grad_u), planner.clip_gradient)
-        report(job, i, u, e, g)
-        if planner.record_cost:
-            costs.append(torch.where(search.active, e.cost, torch.nan))
-        search = judge(planner, search, bounding, u, e.grad_u, settled=i >= tables.settled)
-        # Only a converging search can end early, and asking a GPU costs a synchronisation.
-        if planner.tolerance > 0 and (g.device.type == "cpu" or i % 10 == 9) and not bool(search.active.any()):
-            break
-        taken += search.active
-        search = adam(planner, search, g, tables.step_size[i])
-        search = replace(search, v=bounding.project(search.v))
+        with stage("update"):
+            g = clip(bounding.pull(search.v, e.grad_u), planner.clip_gradient)
+            report(job, i, u, e, g)
+            if planner.record_cost:
+                costs.append(torch.where(search.active, e.cost, torch.nan))
+            search = judge(planner, search, bounding, u, e.grad_u, settled=i >= tables.settled)
+            # Only a converging search can end early, and asking a GPU costs a synchronisation.
+            if planner.tolerance > 0 and (g.device.type == "cpu" or i % 10 == 9) and not bool(search.active.any()):
+                break
+            taken += search.active
+            search = adam(planner, search, g, tables.step_size[i])
+            search = replace(search, v=bounding.project(search.v))
     history = torch.full((len(taken), planner.iterations), torch.nan, dtype=search.v.dtype, device=search.v.device)
     for i, cost in enumerate(costs):
         history[:, i] = cost
-    return finish(job, at, bounding, search, reached >= tables.settled, taken, history if planner.record_cost else None)
+    with stage("last pass"):
+        return finish(job, at, bounding, search, reached >= tables.settled, taken, history if planner.record_cost else None)
 
 
 def report(job: Job, i: int, u: Tensor, e: Evaluation, g: Tensor) -> None:

@@ -28,6 +28,12 @@ PALETTE: dict[str, tuple[str, str]] = {
     "no_score": ("#d55e00", "#ff8a3d"),
     "cem": ("#00855f", "#2cc296"),
     "random_shooting": ("#a87b00", "#e3b53b"),
+    # More of the same for the rungs of the benchmark: ours in blues, other planners in purples.
+    "sgp_light": ("#3d9ad1", "#8fd0f5"),
+    "sgp_dark": ("#00487a", "#3d8fd1"),
+    "sgp_teal": ("#007d8a", "#35c3d0"),
+    "peer": ("#8a4a9e", "#c78fdc"),
+    "peer_light": ("#b07cc0", "#9c68b4"),
     "ink": ("#1a2027", "#e8ebee"),
     "muted": ("#5b6570", "#a3acb6"),
     "line": ("#d9dee3", "#343c45"),

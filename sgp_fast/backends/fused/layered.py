@@ -16,6 +16,7 @@ from ...kernels.packing import Program
 from ...kernels.pointwise import division, grid, row_stride
 from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel, update_kernel
 from ...planner import SGP
+from ..stages import stage
 from .arguments import options_of, search_of
 from .buffers import Buffers
 from .packed import PackedModel, PackedProblem
@@ -69,14 +70,16 @@ class Layered:
         history = 0 if self.buffers.history is None else self.iterations
         for i in range(first, last):
             self._evaluate(i)
-            self._update(i, i >= self.settled, STEP=True, HISTORY=history)
+            with stage("update"):
+                self._update(i, i >= self.settled, STEP=True, HISTORY=history)
 
     def evaluate(self, settled: bool) -> None:
         """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
-        self._begin()
-        for _ in range(2):
-            self._evaluate(self.iterations - 1)
-            self._update(self.iterations - 1, settled, STEP=False, HISTORY=0)
+        with stage("last pass"):
+            self._begin()
+            for _ in range(2):
+                self._evaluate(self.iterations - 1)
+                self._update(self.iterations - 1, settled, STEP=False, HISTORY=0)
 
     @property
     def bytes(self) -> int:
@@ -98,10 +101,14 @@ class Layered:
 
     def _evaluate(self, i: int) -> None:
         """One pass of the planner at the level and β of iteration i: see `backends.eager.evaluate`."""
-        self._rollout()
-        self._costs()
-        self._score(i)
-        self._adjoint()
+        with stage("rollout"):
+            self._rollout()
+        with stage("cost"):
+            self._costs()
+        with stage("score"):
+            self._score(i)
+        with stage("adjoint"):
+            self._adjoint()
 
     def _rollout(self) -> None:
         """`x_{t+1} = x_t + scale ⊙ net(z̄_t)`."""

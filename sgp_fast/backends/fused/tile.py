@@ -12,6 +12,7 @@ from ...kernels.tile import Costs, Evaluation, Model, plan_kernel
 from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tiles
 from ...planner import SGP
 from ...problem import Problem
+from ..stages import WHOLE, stage
 from .arguments import options_of, search_of
 from .buffers import Buffers
 from .packed import PackedModel, PackedProblem
@@ -49,13 +50,15 @@ class TilePlan:
     def iterate(self, first: int, last: int) -> None:
         """Enqueue iterations `first … last−1`."""
         history = 0 if self.buffers.history is None else self.iterations
-        self._launch(first, last, self.settled, False, STEP=True, HISTORY=history)
+        with stage(WHOLE):
+            self._launch(first, last, self.settled, False, STEP=True, HISTORY=history)
 
     def evaluate(self, settled: bool) -> None:
         """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
         at = self.iterations - 1
-        for only_diverged in (False, True):
-            self._launch(at, at + 1, at if settled else at + 1, only_diverged, STEP=False, HISTORY=0)
+        with stage("last pass"):
+            for only_diverged in (False, True):
+                self._launch(at, at + 1, at if settled else at + 1, only_diverged, STEP=False, HISTORY=0)
 
     @property
     def bytes(self) -> int:

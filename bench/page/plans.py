@@ -1,0 +1,82 @@
+"""All rows of plans and ceilings in tables, and the few numbers that a passer-by should see."""
+
+from __future__ import annotations
+
+from sgp_fast.report.numbers import NONE, number, ratio
+
+from ..records import Results
+from ..rows import CeilingRow, PlanRow
+from . import style
+from .ladder import speedup
+from .section import Table, table
+
+COLUMNS = (
+    "case|rung|precision|>20th, ms|>median, ms|>80th, ms|>99th, ms|>rounds|>planned|>plans/s|>error|>limit|>cost|>penalty"
+    "|>TFLOP/s|>of the product, %|>GB/s|>of the copy, %|>launches an iteration|>MB in a plan|>MB in graphs|>mJ a plan|remark"
+)
+
+
+def plans(results: Results) -> Table | None:
+    """Every row of a plan with every number that it has; columns that no row fills are left out."""
+    rows = style.ordered(results.of(PlanRow))
+    if not rows:
+        return None
+    ceilings = results.of(CeilingRow)
+    copy = max((row.value for row in ceilings if row.unit == "B/s"), default=None)
+    products = {row.precision: row.value for row in ceilings if row.unit == "FLOP/s"}
+    cells = [_cells(row, products.get(row.precision), copy) for row in rows]
+    names = COLUMNS.split("|")
+    kept = [i for i in range(len(names)) if i < 3 or any(line[i] not in (NONE, "") for line in cells)]
+    return table("|".join(names[i] for i in kept), [tuple(line[i] for i in kept) for line in cells])
+
+
+def _cells(row: PlanRow, product: float | None, copy: float | None) -> tuple[str, ...]:
+    reached = row.flops / row.p50 if row.flops and row.p50 else None
+    read = row.bytes / row.p50 if row.bytes and row.p50 else None
+    return (
+        row.case,
+        row.label,
+        row.precision,
+        *(style.cell(row.quantile(q), 1e3) for q in (0.2, 0.5, 0.8, 0.99)),
+        str(len(row.samples)) if row.samples else NONE,
+        f"{row.timed:,} of {row.problems:,}" if 0 < row.timed < row.problems else NONE,
+        style.cell(row.plans_per_second),
+        *map(style.cell, (row.error, row.limit, row.cost, row.penalty)),
+        style.cell(reached, 1e-12),
+        style.cell(100 * reached / product if reached and product else None),
+        style.cell(read, 1e-9),
+        style.cell(100 * read / copy if read and copy else None),
+        style.cell(row.launches),
+        style.cell(row.memory, 1e-6),
+        style.cell(row.graphs, 1e-6),
+        style.cell(row.joules, 1e3 / row.problems),
+        row.reason or row.chosen or "",
+    )
+
+
+def ceilings(results: Results) -> Table | None:
+    """What the machine gave at most in the run."""
+    rows = results.of(CeilingRow)
+    if not rows:
+        return None
+    return table(
+        "ceiling|precision|device|>measured",
+        [(row.what, row.precision or NONE, row.device, f"{number(row.value / 1e9)} G{row.unit}") for row in rows],
+    )
+
+
+def facts(results: Results) -> list[dict[str, str]]:
+    """At each published case: our fastest against the fastest other rung of the same algorithm, and the published loop."""
+    found = []
+    rows = [row for row in style.ordered(results.of(PlanRow)) if row.precision == "float32" and row.p50]
+    for case in style.PUBLISHED:
+        of = [row for row in rows if row.case == case]
+        ours = min((row for row in of if row.family == "ours"), key=lambda row: row.p50 or 0.0, default=None)
+        other = min((row for row in of if row.family == "baseline"), key=lambda row: row.p50 or 0.0, default=None)
+        if ours is None or other is None:
+            continue
+        times = speedup(ours, of)
+        loop = f", and {ratio(times)} that of the published loop" if times and other.rung != "published" else ""
+        text = f"the speed of {other.label}, the fastest other way{loop}"
+        found.append({"value": ratio(speedup(ours, of, other.rung)), "case": case, "text": text})
+    return found

@@ -1,0 +1,241 @@
+"""`sgp-fast profile`: where an iteration of a plan goes, stage by stage, and how far each stage is from what it could be.
+
+On CPUs stages are timed by the host's clock (`compiled`: by a clock in the engine, the mean over its threads), on GPUs by
+the kernels that they launch. What is left of the plan's own time is `gaps`: the host between the stages, the device idle. On
+a GPU, `fused` replays a graph, in which no profiler sees stages; there the same launches are made one by one for the trace,
+while the time of the plan is that of the graph. The tile regime plans in one launch, which is its only stage.
+
+A profiler slows what it watches, so times on CPUs are taken without it, and the trace is another plan.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sgp_fast as sgp
+from sgp_fast.backends import eager
+from sgp_fast.backends.stages import STAGES, WHOLE, watching
+from sgp_fast.planner import Precision
+from sgp_fast.solving import job_of
+
+from . import ceilings as ceilings_of_run
+from . import clock, records, traces
+from .cases import Case, Device, device_of, make_case
+from .rows import CeilingRow, StageRow
+
+REPEATS = 3
+ITEMSIZE = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
+GAPS = "gaps"
+
+
+def profile(
+    case: Case, backend: str = "auto", trace: Path | None = None, ceilings: Iterable[CeilingRow] = ()
+) -> list[StageRow]:
+    """A row for each stage, in the order of an iteration, then the pass that follows the last one, and gaps.
+
+    Seconds and launches are those of the plan over its iterations, so they add up to the plan. Plans run to the last
+    iteration (tolerance 0). `trace`: where to keep the trace, gzipped Chrome JSON.
+    """
+    case = replace(case, planner=replace(case.planner, tolerance=0.0))
+
+    def plan() -> sgp.Plan:
+        return sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend=backend)
+
+    stats = plan().stats  # compiles, tunes and captures
+    way, run = stats["backend"], plan
+    if "regime" in stats:
+        way = f"{way}:{stats['regime'].split()[0]}"
+        if case.device.type == "cuda":
+            run = _launched(case, stats["regime"], stats["chunks"])
+            run()
+    if case.device.type == "cuda":
+        whole = statistics.median(clock.seconds(plan, case.device) for _ in range(REPEATS))
+        started = traces.by_stage(traces.record(run, case.device, trace))
+        seconds = {name: at.seconds for name, at in started.items() if name is not None}
+    else:
+        whole, seconds = _by_the_clock(plan)
+        started = traces.by_stage(traces.record(plan, case.device, trace))
+    # Stages and whole are of different plans on a GPU: where nothing but kernels takes time, noise can make this negative.
+    seconds[GAPS] = max(0.0, whole - sum(seconds.values()))
+
+    n, needs, limits = case.planner.iterations, work(case), ceilings_of_run.of(list(ceilings), case.planner.precision)
+    rows = []
+    for name in (WHOLE, *STAGES, GAPS):
+        if not seconds.get(name) and name != GAPS:
+            continue
+        flops, moved = needs.get(name, (None, None))
+        launches = started.get(None if name == GAPS else name, traces.Started()).launches / n
+        rows.append(
+            StageRow(
+                case=case.name, device=str(case.device), backend=way, stage=name, seconds=seconds[name] / n,
+                launches=launches, flops=flops, bytes=moved, floor=_floor((flops, moved), limits),
+            )  # fmt: skip
+        )
+    return rows
+
+
+def work(case: Case) -> dict[str, tuple[float | None, float | None]]:
+    """FLOPs and bytes that each stage needs in an iteration, for the batch of B problems; None where a part is no network.
+
+    rollout    forward of T·B rows in T products that wait for one another; T − 1 where no cost looks at x_T
+    adjoint    as many input-gradients
+    cost       forward and input-gradient of T·B rows, and of B rows of a terminal cost
+    score      forward of T·B rows
+    update     no products; Adam reads the gradient, controls and both moments, and writes the last three
+
+    FLOPs are `NetworkSpec.flops_per_row`. Bytes are those of the weights, once for every product that must wait for another,
+    as if memory were their only place: small networks stay in caches, which are faster.
+    """
+    problem, planner = case.problem, case.planner
+    B, T, nu = case.init.shape
+
+    def products(part: object, rows: int, waits: int) -> tuple[float, float] | None:
+        network = getattr(part, "network", None)
+        if network is None:
+            return None
+        flops = network.spec.flops_per_row()  # two for each weight
+        return float(rows * flops), float(waits * flops // 2 * ITEMSIZE[planner.precision])
+
+    steps = T if problem.terminal is not None else T - 1
+    dynamics = products(problem.dynamics, steps * B, steps)
+    costs = [products(problem.cost, 2 * T * B, 2)]
+    if problem.terminal is not None:
+        costs.append(products(problem.terminal, 2 * B, 2))
+    stages = {"rollout": dynamics, "adjoint": dynamics, "cost": _sum(costs)}
+    if problem.score is not None:
+        stages["score"] = products(problem.score, T * B, 1)
+    found: dict[str, tuple[float | None, float | None]] = {
+        name: (None, None) if need is None else need for name, need in stages.items()
+    }
+    found[WHOLE] = _sum(stages.values()) or (None, None)
+    found["update"] = None, float(7 * T * B * nu * planner.state_dtype.itemsize)
+    return found
+
+
+def table(rows: Sequence[StageRow]) -> str:
+    """The rows, and their sum."""
+    if not rows:
+        return "no stages"
+    total = sum(row.seconds for row in rows)
+    lines = [
+        f"{rows[0].case} on {rows[0].device}, {rows[0].backend}; an iteration:",
+        _line("stage", "µs", "share", "launches", "GFLOP/s", "floor µs", "× floor"),
+    ]
+    for row in rows:
+        floor = None if row.floor is None else row.floor * 1e6
+        times = None if not row.floor else row.seconds / row.floor
+        rate = None if row.flops is None else row.flops / row.seconds / 1e9
+        numbers = map(_number, (row.launches, rate, floor, times))
+        lines.append(_line(row.stage, f"{row.seconds * 1e6:,.1f}", f"{row.seconds / total:.1%}", *numbers))
+    launches = sum(row.launches or 0.0 for row in rows)
+    lines.append(_line("all", f"{total * 1e6:,.1f}", "100.0%", _number(launches), "", "", ""))
+    return "\n".join(lines)
+
+
+def profile_command(
+    problem: Path | None = None,
+    width: int = 256,
+    problems: int = 64,
+    horizon: int | None = None,
+    iterations: int | None = None,
+    precision: Precision | None = None,
+    backend: str = "auto",
+    device: Device = "auto",
+    trace: Path | None = Path("trace.json.gz"),  # noqa: B008
+    out: Path | None = None,
+) -> None:
+    """Show where an iteration of a plan goes: time and launches by stage, and how far each is from what the machine gives.
+
+    Args:
+        problem: Your own: a training run's folder, or a Python file that builds a Problem; else the published networks.
+        width: Of the published networks, four hidden layers each.
+        problems: How many to plan at once.
+        horizon: Steps of the model; by default 8, or as the file's own planner says.
+        iterations: Gradient steps; by default 50, or as the file's own planner says.
+        precision: Of the networks' products; by default float32, or as the file's own planner says.
+        backend: auto, or one of those that `sgp-fast doctor` names.
+        device: Where to plan; auto takes the GPU where there is one.
+        trace: Where to write the trace, for https://ui.perfetto.dev; None for no trace.
+        out: Record the rows here, as JSON lines.
+    """
+    place = device_of(device)
+    if out is not None and out.exists():
+        raise ValueError(f"{out} exists; give another --out, and it stays as it is")
+    if trace is not None and not trace.name.endswith(".json.gz"):
+        raise ValueError(f"trace is {trace}; expected a name that ends in .json.gz, as Perfetto wants it")
+    if problem is not None:
+        from .bring import load_case
+
+        case = load_case(problem, problems=problems, horizon=horizon, iterations=iterations, precision=precision)
+    else:
+        given = {"horizon": horizon, "iterations": iterations, "precision": precision}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        case = make_case(width, problems, **options)
+    case = case.to(place)
+    limits = ceilings_of_run.measure(place, (case.planner.precision,))
+    rows = profile(case, backend, trace, limits)
+    print(table(rows))
+    for limit in limits:
+        print(f"ceiling: {limit.what} {limit.value / 1e9:,.0f} G{limit.unit}")
+    if trace is not None:
+        print(f"trace written to {trace}; open it at https://ui.perfetto.dev")
+    if out is not None:
+        records.write(out, records.header("profile", backend=backend, problem=problem and str(problem)), [*limits, *rows])
+        print(f"rows written to {out}")
+
+
+def _by_the_clock(plan: Callable[[], object]) -> tuple[float, dict[str, float]]:
+    """Seconds of the plan of median length, and of its stages."""
+    runs = []
+    for _ in range(REPEATS):
+        with watching() as watch:
+            whole = clock.seconds(plan, torch.device("cpu"))
+        runs.append((whole, watch.seconds))
+    return sorted(runs, key=lambda run: run[0])[REPEATS // 2]
+
+
+def _launched(case: Case, regime: str, chunks: int) -> Callable[[], object]:
+    """A plan of the fused backend without its graph, so that a profiler sees which stage launches what."""
+    from sgp_fast.backends.fused.backend import candidates_of
+    from sgp_fast.backends.fused.graphs import bucket
+    from sgp_fast.backends.fused.work import PlanWork
+
+    if chunks > 1:
+        raise ValueError(f"{case.name} is planned in {chunks} chunks; profile fewer problems, or raise SGP.memory_limit")
+    job = replace(job_of(case.problem, case.planner, case.x0), u=case.init)
+    at, bounding, search = eager.start(job)
+    size = bucket(len(case.x0))
+    made = PlanWork(case.problem, job, size, case.device, candidates_of(job, size)[regime])
+    made.load(at, search, bounding.low, bounding.high)
+    return torch.no_grad()(made.body)
+
+
+def _sum(needs: Iterable[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """Together; None where one of them is not known."""
+    flops = moved = 0.0
+    for need in needs:
+        if need is None:
+            return None
+        flops, moved = flops + need[0], moved + need[1]
+    return flops, moved
+
+
+def _floor(need: tuple[float | None, float | None], limits: tuple[float | None, float | None]) -> float | None:
+    """The least seconds that the ceilings allow."""
+    times = [n / limit for n, limit in zip(need, limits, strict=True) if n is not None and limit]
+    return max(times, default=None)
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:,.1f}"
+
+
+def _line(*words: str) -> str:
+    first, *others = words
+    return f"{first:<18}" + "".join(f"{word:>11}" for word in others)

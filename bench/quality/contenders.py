@@ -1,0 +1,133 @@
+"""Who plays in `quality`: the same planner by backend and dtype, planners by their budget, and the policy of the data.
+
+    data        the behaviour policy, which every planner is to be held against
+    precision   SGP as the demo has it, on every backend in every dtype: does it matter how the numbers are kept?
+    budget      SGP by iterations, CEM and random shooting by samples: what does more computation buy?
+
+The sampling planners see the same dynamics and the same cost as SGP, over the same horizon, and no score: theirs is the
+comparison with β = 0 as much as with SGP. Step size and β are those of the demo at every budget, which were tuned for one of
+them; the draws of CEM are divided as in the demo, an eighth of them elites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from sgp_fast.backends import available
+from sgp_fast.evaluation import Controller
+from sgp_fast.mpc import MPC
+from sgp_fast.planner import SGP, Precision
+from sgp_fast.policies import CEM, BehaviorPolicy, RandomShooting
+from sgp_fast.problem import Problem
+
+Make = Callable[[Problem, int, int], Controller]
+"""A controller from a problem, the number of environments, and a seed."""
+
+GROUPS = ("data", "precision", "budget")
+
+# The first is what the others are compared with. tf32 is a precision of GPUs: elsewhere it is float32.
+WAYS: dict[str, tuple[Precision, ...]] = {
+    "eager": ("float32", "float64", "bfloat16"),
+    "compiled": ("float32", "bfloat16"),
+    "fused": ("float32", "tf32", "float16", "bfloat16"),
+}
+REFERENCE = ("eager", "float32")
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The sizes that are tried: iterations of SGP; samples of random shooting, and of each of CEM's `rounds`."""
+
+    iterations: tuple[int, ...] = (1, 2, 5, 10, 15, 30, 60)
+    samples: tuple[int, ...] = (32, 128, 512, 2048)
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table: a controller in the words of a `ReturnRow`, and how to make it on a problem on `device`.
+
+    plans    whether it plans, so that an action has a price; the behaviour policy does not
+    reason   why it cannot run here
+    """
+
+    group: str
+    planner: str
+    setting: str
+    backend: str
+    precision: str
+    device: str
+    make: Make
+    plans: bool = True
+    reason: str | None = None
+
+
+def contenders(task: str, planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
+    """All of a task such as "hopper-medium"; `device` is where they plan, but for `compiled`, which plans on the CPU.
+
+    Cheap ones come before dear ones, so that a run that ends early has a whole picture at low budgets.
+    """
+    name, _, quality = task.partition("-")
+    yield Contender(
+        "data", "behaviour policy", quality, "none", "float32", "cpu",
+        lambda problem, batch, seed: BehaviorPolicy(name, quality, batch, seed), plans=False,
+    )  # fmt: skip
+    for backend, precisions in WAYS.items():
+        place = "cpu" if backend == "compiled" else device
+        for precision in precisions:
+            sgp = replace(planner, precision=precision)
+            reason = why_not(backend, device)
+            yield Contender(
+                "precision", "SGP", _count(planner.iterations, "iteration"), backend, precision, place,
+                partial(_sgp, sgp, backend), reason=reason,
+            )  # fmt: skip
+    yield from _budget(planner, budgets, device)
+
+
+def why_not(backend: str, device: str) -> str | None:
+    """Why a backend cannot run where this device is the best; None where it can."""
+    if backend == "fused" and device != "cuda":
+        return "Triton kernels run on GPUs, and there is none here"
+    return available()[backend]
+
+
+def best_backend(device: str) -> str:
+    """What "auto" would take for networks that its kernels cover, by name, so that a row says what planned it."""
+    wanted = "fused" if device == "cuda" else "compiled"
+    return wanted if why_not(wanted, device) is None else "eager"
+
+
+def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
+    backend, T, R = best_backend(device), planner.horizon, budgets.rounds
+
+    def of(name: str, setting: str, backend: str, make: Make) -> Contender:
+        return Contender("budget", name, setting, backend, "float32", device, make)
+
+    for n in budgets.iterations:
+        # A schedule given as a table belongs to one number of iterations; those of the demo are constants and pairs.
+        sgp = replace(planner, iterations=n, precision="float32")
+        yield of("SGP", _count(n, "iteration"), backend, partial(_sgp, sgp, backend))
+    free = replace(planner, beta=0.0, precision="float32")
+    yield of("SGP, β = 0", _count(free.iterations, "iteration"), backend, partial(_sgp, free, backend))
+    for n in budgets.samples:
+        yield of("random shooting", _count(n, "sample"), "torch", partial(_shooting, T, n))
+        yield of("CEM", f"{R} × {_count(n, 'sample')}", "torch", partial(_cem, T, R, n))
+
+
+def _sgp(planner: SGP, backend: str, problem: Problem, batch: int, seed: int) -> Controller:
+    return MPC(problem, planner, batch, backend=backend, seed=seed)
+
+
+def _shooting(horizon: int, samples: int, problem: Problem, batch: int, seed: int) -> Controller:
+    return RandomShooting(problem, horizon, batch, samples=samples, seed=seed)
+
+
+def _cem(horizon: int, rounds: int, samples: int, problem: Problem, batch: int, seed: int) -> Controller:
+    elites = max(1, samples // 8)
+    return CEM(problem, horizon, batch, iterations=rounds, samples=samples, elites=elites, seed=seed)
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" + "s" * (n != 1)

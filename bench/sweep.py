@@ -1,0 +1,141 @@
+"""Which cases a run measures: what matters most first, and as much as the time allows.
+
+    1   the four published cases, float32, every rung: the table of the README
+    2   the same with bfloat16 products (on GPUs tf32 and float16 too): accuracy and speed by dtype
+    3   problems from 1 to 16,384 at 4×256, then at 4×1024: latency against batch
+    4   horizons from 4 to 64, widths from 64 to 1024, iterations from 10 to 200
+
+On GPUs the sizes of high throughput come before single plans. A case is begun only if what is known of the rungs' speed says
+that it fits; what does not fit is told, not left out in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sgp_fast.planner import Precision
+
+from .cases import Case, make_case
+from .ladder import named, work
+from .rows import PlanRow
+
+PUBLISHED = ((256, 1), (1024, 1), (256, 64), (1024, 64))
+THROUGHPUT = ((256, 1024), (256, 16384), (1024, 16384))
+PROBLEMS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
+HORIZONS, WIDTHS, ITERATIONS = (4, 16, 32, 64), (64, 128, 512, 1024), (10, 200)
+# The rungs of a sweep: the best of each family. The whole ladder at every size would say the same again, for hours.
+BEST = ("autograd", "adjoint", "compile", "cuda graph", "jax", "eager", "compiled", "fused:tile", "fused:layered", "auto")
+# FLOP/s that a rung is taken to reach before it was measured, on CPUs and GPUs: a low guess costs a case, a high one time.
+GUESS = {"cpu": 2e10, "cuda": 5e12}
+SLOW = {"published": 20.0, "frozen": 15.0, "one rollout": 12.0, "compile max-autotune": 2.0}
+# Plans of a rung that a case takes at least: the check, the rounds, what is counted.
+PLANS = 6
+# Seconds before a rung's first plan: compilers, and the reference.
+COLD = {"compile": 90.0, "compile reduce-overhead": 90.0, "compile max-autotune": 180.0, "jax": 5.0}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A case to be made, and the rungs for it (None: all)."""
+
+    width: int
+    problems: int
+    horizon: int = 8
+    iterations: int = 50
+    precision: Precision = "float32"
+    rungs: tuple[str, ...] | None = None
+
+    def make(self) -> Case:
+        return make_case(
+            self.width, self.problems, horizon=self.horizon, iterations=self.iterations, precision=self.precision
+        )
+
+
+def sweep(device: str) -> Iterator[Spec]:
+    """All cases in the order of their worth, each once."""
+    seen: set[tuple[Any, ...]] = set()
+    for spec in _sweep(device):
+        key = (spec.width, spec.problems, spec.horizon, spec.iterations, spec.precision)
+        if key not in seen:
+            seen.add(key)
+            yield spec
+
+
+def _sweep(device: str) -> Iterator[Spec]:
+    gpu = device == "cuda"
+    if gpu:
+        for width, problems in THROUGHPUT:
+            yield Spec(width, problems, precision="bfloat16", rungs=BEST)
+    for width, problems in PUBLISHED:
+        yield Spec(width, problems)
+    for precision in ("bfloat16", "tf32", "float16") if gpu else ("bfloat16",):
+        for width, problems in PUBLISHED:
+            yield Spec(width, problems, precision=precision, rungs=BEST)
+    for width in (256, 1024):
+        for problems in PROBLEMS:
+            yield Spec(width, problems, rungs=BEST)
+    for horizon in HORIZONS:
+        yield Spec(256, 64, horizon=horizon, rungs=BEST)
+    for width in WIDTHS:
+        yield Spec(width, 64, rungs=BEST)
+    for iterations in ITERATIONS:
+        yield Spec(256, 64, iterations=iterations, rungs=BEST)
+
+
+def parse(text: str) -> Spec:
+    """`64x256` (problems x width), with more after colons: `64x256:T16:100:bfloat16` (horizon, iterations, precision)."""
+    size, *rest = text.split(":")
+    try:
+        problems, width = map(int, size.split("x"))
+        found: dict[str, Any] = {}
+        for word in rest:
+            if word.startswith("T"):
+                found["horizon"] = int(word[1:])
+            elif word.isdigit():
+                found["iterations"] = int(word)
+            else:
+                found["precision"] = word
+        if min(problems, width, found.get("horizon", 1), found.get("iterations", 1)) < 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"case {text!r} is not understood; expected problems x width, like 64x256 or 64x256:T16:100:bfloat16"
+        ) from None
+    return Spec(width, problems, **found)
+
+
+def estimates(case: Case, rungs: Iterable[str], known: Iterable[PlanRow], share: float) -> dict[str, float]:
+    """Seconds that each rung takes at a case: its cold start and plans, at the FLOP/s that it last reached near this size.
+
+    `share` are the seconds that the timed rounds of a rung fill where its plans are short.
+    """
+    known = [row for row in known if row.p50 and row.flops and row.device == str(case.device)]
+    found = {}
+    for name in rungs:
+        rung = named(name)
+        part = case.first(1) if rung.single else case
+        flops, rate = work(part)[0], _rate(name, len(case.x0), len(part.x0), case.device.type, known)
+        plan = share / PLANS if flops is None else flops / rate
+        found[name] = COLD.get(name, 0.0) + max(PLANS * plan, 2 * plan + share)
+    return found
+
+
+def fitting(found: dict[str, float], left: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The rungs that fit in the seconds left, and those that do not: the dearest are left out first."""
+    kept = dict(found)
+    while kept and sum(kept.values()) > left:
+        del kept[max(kept, key=kept.__getitem__)]
+    return tuple(kept), tuple(name for name in found if name not in kept)
+
+
+def _rate(name: str, problems: int, planned: int, device: str, known: list[PlanRow]) -> float:
+    """FLOP/s of a rung: as measured at the nearest number of problems, or a guess, low where there are few rows."""
+    near = [row for row in known if row.rung == name]
+    if not near:
+        return GUESS[device] / SLOW.get(name, 1.0) * min(1.0, max(0.05, planned / 64))
+    best = min(near, key=lambda row: abs(math.log(row.problems / problems)))
+    assert best.flops is not None and best.p50 is not None
+    return best.flops / best.p50

@@ -1,0 +1,89 @@
+"""What a run found, as text for a terminal."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from .cold import AGAINST
+from .rows import ActRow, CeilingRow, ColdRow, PlanRow, Row
+
+# Cases side by side in one table.
+WIDE = 5
+
+
+def text(rows: Iterable[Row], ours: str = "auto") -> str:
+    """The ladder, the steps of a controller, the cold costs, the ceilings."""
+    rows = list(rows)
+    of: Callable[[type[Any]], list[Any]] = lambda kind: [row for row in rows if isinstance(row, kind)]  # noqa: E731
+    parts = [ladder(group, ours) for group in _groups(of(PlanRow))]
+    for title, lines in (
+        ("act() end to end, median ms a step", map(_act, of(ActRow))),
+        ("cold costs, seconds", map(_cold, of(ColdRow))),
+        ("ceilings of this run", map(_ceiling, of(CeilingRow))),
+    ):
+        if found := list(lines):
+            parts.append("\n".join([title, *found]))
+    return "\n\n".join(parts)
+
+
+def ladder(rows: Iterable[PlanRow], ours: str = "auto") -> str:
+    """Rungs down, cases across: median milliseconds of the batch; then how many times faster than each rung `ours` is."""
+    cell = {row.key: row for row in rows}
+    cases, rungs = (list(dict.fromkeys(key[i] for key in cell)) for i in (0, 1))
+    width = max([14, *(len(case) + 2 for case in cases)])
+
+    def p50(case: str, rung: str) -> float | None:
+        return cell[case, rung].p50 if (case, rung) in cell else None
+
+    def line(head: str, words: Iterable[str]) -> str:
+        return f"{head:<24}" + "".join(f"{word:>{width}}" for word in words)
+
+    def ratio(case: str, rung: str) -> str:
+        theirs, mine = p50(case, rung), p50(case, ours)
+        return f"{theirs / mine:,.2f}" if theirs and mine else "—"
+
+    lines = [line("median ms a batch", cases)]
+    lines += [line(rung, (_milliseconds(p50(case, rung)) for case in cases)) for rung in rungs]
+    if any(p50(case, ours) for case in cases):
+        lines.append(f"{ours} is faster")
+        lines += [line(f"  × {rung}", (ratio(case, rung) for case in cases)) for rung in rungs if rung != ours]
+    return "\n".join([*lines, *_reasons(cell.values())])
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "—" if seconds is None else f"{1e3 * seconds:,.2f}" if seconds < 0.1 else f"{1e3 * seconds:,.1f}"
+
+
+def _reasons(rows: Iterable[PlanRow]) -> Iterator[str]:
+    """A line for each rung that has no time, with the cases that this is so for where it is not so for all."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.reason:
+            found.setdefault((row.rung, row.reason), []).append(row.case)
+    for (rung, reason), cases in found.items():
+        yield f"{rung}: {reason} ({'; '.join(cases) if len(cases) < 3 else f'{len(cases)} cases'})"
+
+
+def _groups(rows: list[PlanRow]) -> Iterator[list[PlanRow]]:
+    names = list(dict.fromkeys(row.case for row in rows))
+    for first in range(0, len(names), WIDE):
+        part = names[first : first + WIDE]
+        yield [row for row in rows if row.case in part]
+
+
+def _act(row: ActRow) -> str:
+    middle = f"{1e3 * statistics.median(row.samples):>12,.2f}" if row.samples else f"{'—':>12}  {row.reason}"
+    return f"  {row.case:<28}{row.rung:<20}{middle}"
+
+
+def _cold(row: ColdRow) -> str:
+    if row.reason:
+        return f"  {row.rung:<24}—  {row.reason}"
+    paid = "" if row.rung == AGAINST else f"  paid back after {row.pays:,} plans" if row.pays else "  never paid back"
+    return f"  {row.rung:<24}import {row.imports:6.2f}  first plan {row.first:8.2f}  then {row.warm:8.4f}{paid}"
+
+
+def _ceiling(row: CeilingRow) -> str:
+    return f"  {row.what + ' ' + (row.precision or ''):<26}{row.value / 1e9:>12,.0f} G{row.unit}"

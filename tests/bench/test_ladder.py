@@ -1,0 +1,134 @@
+"""Correctness gates speed: what is wrong has no time, what cannot run has a reason, the rest has its circumstances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import sgp_fast as sgp
+from sgp_fast.bench import clock, gate, ladder, resources, tables
+from sgp_fast.bench.cases import Case, make_case
+from sgp_fast.bench.rung import Rung, Unavailable
+
+
+@pytest.fixture
+def case() -> Case:
+    return make_case(32, 3, hidden_layers=2, horizon=4, iterations=4)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "PAUSE", 0.0)
+
+
+def rung(name: str, plan, **options) -> Rung:  # noqa: ANN001, ANN003
+    return Rung(name, name, "baseline", plan, **options)
+
+
+def with_rungs(monkeypatch: pytest.MonkeyPatch, *rungs: Rung) -> None:
+    monkeypatch.setattr(ladder, "RUNGS", {rung.name: rung for rung in rungs})
+
+
+def exact(case: Case):  # noqa: ANN201
+    return lambda: sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend="eager").u
+
+
+def test_a_right_rung_has_times_cost_and_circumstances(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_rungs(monkeypatch, rung("right", exact))
+    (row,) = ladder.measure(case, budget=0.01)
+    assert row.reason is None and len(row.samples) >= 2 and row.timed == row.problems == 3
+    assert row.error is not None and row.limit is not None and row.error < 1e-5 < row.limit
+    plan = sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend="eager")
+    assert row.cost == pytest.approx(plan.cost.mean().item(), rel=1e-5)
+    assert row.penalty == pytest.approx(plan.terms["penalty"].mean().item(), rel=1e-4)
+    assert row.launches is not None and row.launches > 50
+    flops = {name: getattr(case.problem, name).network.spec.flops_per_row() for name in ("dynamics", "cost", "score")}
+    assert row.flops == 3 * 4 * 4 * (2 * flops["dynamics"] + 2 * flops["cost"] + flops["score"])
+    assert row.bytes == 4 * 4 * (8 * flops["dynamics"] + 2 * flops["cost"] + flops["score"]) / 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda u: u + 0.01, "wrong: error"),
+        (lambda u: u * float("nan"), "not all of them finite"),
+        (lambda u: u[:, :2], "controls of shape"),
+        (lambda u: u.sign() * 1.5, "outside their bounds"),
+    ],
+)
+def test_a_wrong_rung_has_an_error_and_no_time(case: Case, monkeypatch: pytest.MonkeyPatch, spoil, told: str) -> None:  # noqa: ANN001
+    with_rungs(monkeypatch, rung("wrong", lambda case: lambda: spoil(exact(case)())), rung("right", exact))
+    wrong, right = ladder.measure(case, budget=0.01, count=False)
+    assert not wrong.samples and wrong.reason is not None and told in wrong.reason
+    assert right.samples
+    assert told in tables.ladder([wrong, right], ours="right")
+
+
+@pytest.mark.parametrize("why", [Unavailable("no such device"), ImportError("no such library"), RuntimeError("out of it")])
+def test_a_rung_that_cannot_run_is_listed_with_the_reason(
+    case: Case, monkeypatch: pytest.MonkeyPatch, why: Exception
+) -> None:
+    def never(case: Case):  # noqa: ANN202
+        raise why
+
+    with_rungs(monkeypatch, rung("absent", never))
+    (row,) = ladder.measure(case, budget=0.01)
+    assert row.reason == str(why) and row.timed == 0
+
+
+def test_one_problem_of_a_batch_is_planned_by_a_rung_that_plans_singly(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def single(case: Case):  # noqa: ANN202
+        seen.append(len(case.x0))
+        return exact(case)
+
+    with_rungs(monkeypatch, rung("single", single, single=True), rung("batch", exact))
+    monkeypatch.setattr(clock, "rounds", lambda runs, *_, **__: {name: [0.5, 0.5] for name in runs})
+    row, batch = ladder.measure(case, budget=0.01, count=False)
+    assert seen == [1] and row.timed == 1 and row.p50 == 1.5 and batch.p50 == 0.5
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A planner of another kind, which may be wrong about what its controls cost."""
+
+    case: Case
+    off: float
+
+    def __call__(self) -> Tensor:
+        return torch.zeros_like(self.case.init)
+
+    def foreseen(self, u: Tensor) -> Tensor:
+        return gate.evaluated(self.case.first(len(u)), u.double()).cost * (1 + self.off)
+
+
+@pytest.mark.parametrize(("off", "right"), [(1e-5, True), (0.01, False)])
+def test_a_planner_of_another_kind_is_judged_by_what_it_foresees(
+    case: Case, monkeypatch: pytest.MonkeyPatch, off: float, right: bool
+) -> None:
+    with_rungs(monkeypatch, rung("sampling", lambda case: Sampling(case, off), exact=False))
+    (row,) = ladder.measure(case, budget=0.01, count=False)
+    assert bool(row.samples) is right
+    assert row.error == pytest.approx(off, rel=1e-2)
+
+
+def test_an_unknown_rung_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="'jaks' is no rung; expected some of published"):
+        ladder.named("jaks")
+
+
+def test_memory_sees_what_a_run_allocates() -> None:
+    keep: list[Tensor] = []
+    found = resources.memory(lambda: keep.append(torch.ones(1 << 24)), torch.device("cpu"))
+    if found is None:
+        pytest.skip("this system does not tell")
+    assert 0.8 * (1 << 26) < found < 2 * (1 << 26)
+
+
+def test_launches_are_the_operators_that_python_calls() -> None:
+    a = torch.ones(4)
+    assert resources.launches(lambda: (a + a) * a, torch.device("cpu")) == 2
