@@ -19,7 +19,7 @@ from .rows import ActRow, CeilingRow, ColdRow, PlanRow, Row
 from .rungs import RUNGS
 
 # Of a run's time: the steps of controllers; the timed rounds of one rung at one case, within limits in seconds.
-ACTING, ROUNDS = 0.05, 0.01
+ACTING, ROUNDS = 0.05, 0.004
 ROUNDS_S = (1.0, 10.0)
 ACT_SPECS = (sweep.Spec(256, 1), sweep.Spec(256, 64))
 COLD_CASE = "1x256"
