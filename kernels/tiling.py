@@ -97,6 +97,9 @@ _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
     },
 }
 
+# Those that take the last register of sm_90: on sm_80 and sm_100 they spill some bytes. By kind, columns and rows.
+_SM_90_ALONE = {("16-bit", 512, 32), ("16-bit", 1024, 16)}
+
 
 def tiles(
     widest_whole_row: int, widest: int, dtype: torch.dtype, rows: int, *, input_precision: str = "ieee",
@@ -118,7 +121,9 @@ def tiles(
     if interpreted:
         return (Tile(16, 32, 32, 4, 2, input_precision, True),)
     known = _TILES[kind].items()
-    found = next((made for columns, made in known if _accumulated(widest_whole_row, widest, made) <= columns), ())
+    columns, found = next((at for at in known if _accumulated(widest_whole_row, widest, at[1]) <= at[0]), (0, ()))
+    if limits.capability != 90:
+        found = tuple(tile for tile in found if (kind, columns, tile.block_b) not in _SM_90_ALONE)
     flops = limits.flops(dtype, input_precision) / limits.multiprocessors
     bandwidth = limits.bandwidth / limits.multiprocessors
 

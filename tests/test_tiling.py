@@ -60,6 +60,13 @@ def test_tensor_memory_asks_for_small_blocks() -> None:
     assert max(tile.block_b for tile in tiles(256, 256, torch.bfloat16, 1 << 20, limits=replace(H200, capability=100))) == 32
 
 
+@pytest.mark.parametrize("capability", [80, 100])
+def test_tiles_that_take_the_last_register_are_for_the_one_chip_that_has_it(capability: int) -> None:
+    limits = replace(H200, capability=capability)
+    assert {tile.block_b for tile in tiles(512, 512, torch.bfloat16, 1 << 20, limits=limits)} == {16}
+    assert tiles(1024, 1024, torch.bfloat16, 1 << 20, limits=limits) == ()
+
+
 def test_residuals_ask_for_small_blocks() -> None:
     assert max(tile.block_b for tile in tiles(256, 1024, torch.bfloat16, 1 << 20, streams=True)) == 16
 

@@ -44,7 +44,10 @@ _RUNGS = {
 # A rung that is not in the table looks like its family.
 _FAMILIES = {"baseline": ("behavior", "P"), "peer": ("peer", "o"), "ours": ("sgp", "P")}
 _PEER_MARKERS = "os^Dv"
-_PLANNERS = {"SGP": "sgp", "SGP, β = 0": "no_score", "CEM": "cem", "random shooting": "random_shooting"}
+_PLANNERS = {
+    "SGP": "sgp", "SGP, plain PyTorch": "ours_light", "SGP, β = 0": "no_score", "CEM": "cem",
+    "random shooting": "random_shooting",
+}  # fmt: skip
 
 
 def rung_look(row: PlanRow) -> tuple[str, str]:

@@ -109,6 +109,8 @@ def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
         # A schedule given as a table belongs to one number of iterations; those of the demo are constants and pairs.
         sgp = replace(planner, iterations=n, precision="float32")
         yield of("SGP", _count(n, "iteration"), backend, partial(_sgp, sgp, backend))
+        if backend != "eager":  # like for like with the sampling planners, which are plain PyTorch
+            yield of("SGP, plain PyTorch", _count(n, "iteration"), "eager", partial(_sgp, sgp, "eager"))
     free = replace(planner, beta=0.0, precision="float32")
     yield of("SGP, β = 0", _count(free.iterations, "iteration"), backend, partial(_sgp, free, backend))
     for n in budgets.samples:
