@@ -53,6 +53,8 @@ EXTRAS["dev"] = [
 # The strongest peer on a CPU, and the planners of other libraries; only benchmarks that compare with them need them.
 EXTRAS["jax"] = ["jax>=0.10,<0.11"]
 EXTRAS["peers"] = ["pytorch-mppi>=0.9.1,<0.10", "torchrl>=0.14.1,<0.15"]
+# Apart, since its torchvision may bring another torch. It imports the last two without naming them.
+EXTRAS["worldmodel"] = ["stable-worldmodel>=0.1.1,<0.2", "opencv-python-headless>=4.10", "imageio>=2.38,<3"]
 # What d4rl 1.1 needs to read its files. d4rl itself cannot be named here: its requirements pull mujoco-py, which wants
 # MuJoCo binaries that are no longer distributed. It comes afterwards, without them: pip install --no-deps d4rl==1.1
 EXTRAS["d4rl"] = ["gym>=0.24,<0.25", "h5py>=3.16,<4", "tqdm>=4.70,<5"]

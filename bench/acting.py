@@ -19,9 +19,10 @@ from .rungs import OURS
 STEPS, LEAST = 100, 5
 
 
-def measure(case: Case, *, budget: float, names: Iterable[str] | None = None) -> Iterator[ActRow]:
-    """A row for each of our ways to plan; `budget` seconds in all."""
-    chosen = [rung for rung in OURS if names is None or rung.name in names]
+def measure(case: Case, names: Iterable[str], *, budget: float) -> Iterator[ActRow]:
+    """A row for each of these of our ways to plan; `budget` seconds in all."""
+    wanted = set(names)
+    chosen = [rung for rung in OURS if rung.name in wanted]
     for rung in chosen:
         row = ActRow(
             case=case.name, device=str(case.device), rung=rung.name, label=rung.label, problems=len(case.x0)

@@ -69,7 +69,7 @@ def load_case(
     planner = replace(planner, tolerance=0.0, **changes)
     x0 = _starts(brought, source, problems, seed)
     job = job_of(brought.problem, planner, x0)  # checked, as `solve` would
-    return Case(brought.name, brought.problem, planner, x0, job.u)
+    return Case(brought.name, brought.problem, planner, job.x0, job.u)
 
 
 def _run(source: Path) -> Brought:

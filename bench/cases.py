@@ -45,12 +45,6 @@ class Case:
         return self.x0.device
 
     @property
-    def step_size(self) -> float:
-        """The planner's, which cases keep constant."""
-        assert isinstance(self.planner.step_size, int | float)
-        return float(self.planner.step_size)
-
-    @property
     def schedule(self) -> list[tuple[float, int]]:
         """β and noise level of every iteration."""
         n, score = self.planner.iterations, self.problem.score
@@ -60,8 +54,16 @@ class Case:
         return list(zip(table(self.planner.beta, n, "beta"), levels, strict=True))
 
     def first(self, count: int) -> Case:
-        """The first problems of the batch."""
-        return replace(self, x0=self.x0[:count], init=self.init[:count])
+        """The first problems of the batch, with their own bounds and goals where these have a row a problem."""
+
+        def rows(t: Any) -> Any:
+            return t[:count] if getattr(t, "ndim", 0) == 2 and len(t) == len(self.x0) else t
+
+        problem = self.problem
+        if count < len(self.x0):
+            bounds: Any = None if problem.bounds is None else tuple(map(rows, problem.bounds))
+            problem = replace(problem, bounds=bounds)
+        return replace(self, problem=problem, x0=self.x0[:count], init=self.init[:count])
 
     def in_precision(self, precision: Precision) -> Case:
         return replace(self, planner=replace(self.planner, precision=precision))
@@ -113,4 +115,4 @@ def device_of(name: Device) -> torch.device:
     """The device of that name; ValueError where it is not here."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, and torch sees no CUDA device; see `sgp-fast doctor`, or give --device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    return torch.device("cuda:0" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

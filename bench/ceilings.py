@@ -12,7 +12,7 @@ from .rows import CeilingRow
 # Large enough that nothing but the product counts, 2·n³ FLOPs; a copy of much more than caches hold. A CPU without
 # instructions for a precision may take minutes for such a product, so there n grows only while a product is quick.
 LARGEST = {"cpu": 2048, "cuda": 8192}
-COPIED = {"cpu": 1 << 28, "cuda": 4 << 30}
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
 SMALLEST, QUICK = 256, 0.1
 REPEATS = 5
 DTYPES = {

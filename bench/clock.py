@@ -12,6 +12,8 @@ import torch
 # OpenMP's workers go on spinning for some milliseconds after a product: none shall slow the one that comes next.
 PAUSE = 0.05
 MOST_ROUNDS = 200
+# A driver's counter steps some ten times a second: the energy of a shorter turn is that of its neighbours.
+TOLD_FROM = 1.0
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
@@ -38,42 +40,49 @@ def rounds(
     least: int = 3,
     most: int = MOST_ROUNDS,
     joules: dict[str, float] | None = None,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each, from rounds in which every one has a turn, in an order drawn anew, so that a drift hits all alike.
 
     `budget` is shared alike: one that has used its share sits out, but not before `least` turns (two, where a turn takes
-    more than its share). `joules` receives the mean energy of a turn, where the driver tells it.
+    more than its share). `joules` receives the mean energy of a turn, where the driver tells it and turns are long enough
+    for its counter; `failed` what one raised that then sits out, and without `failed` it is raised.
     """
-    share = budget / max(1, len(runs))
+    share, pause = budget / max(1, len(runs)), PAUSE if device.type == "cpu" else 0.0
     taken: dict[str, list[float]] = {name: [] for name in runs}
     order, draw = list(runs), random.Random(0)
     spent: dict[str, list[float]] = {name: [] for name in runs}
     while order:
         draw.shuffle(order)
         for name in order:
-            time.sleep(PAUSE)
+            time.sleep(pause)
             before = energy(device)
-            taken[name].append(seconds(runs[name], device))
+            try:
+                taken[name].append(seconds(runs[name], device))
+            except Exception as why:
+                if failed is None:
+                    raise
+                failed[name] = f"failed in a timed round: {' '.join(str(why).split())[:200] or type(why).__name__}"
+                continue
             after = energy(device)
             if before is not None and after is not None:
                 spent[name].append(after - before)
-        order = [name for name in order if not _enough(taken[name], share, least, most)]
+        order = [name for name in order if name not in (failed or ())]
+        order = [name for name in order if not _enough(taken[name], pause, share, least, most)]
     if joules is not None:
-        joules |= {name: sum(values) / len(values) for name, values in spent.items() if values}
+        told = {name for name, values in spent.items() if values and min(values) >= 0 and min(taken[name]) >= TOLD_FROM}
+        joules |= {name: sum(spent[name]) / len(spent[name]) for name in told}
     return taken
 
 
-def _enough(samples: list[float], share: float, least: int, most: int) -> bool:
-    if max(samples) > share:
+def _enough(samples: list[float], pause: float, share: float, least: int, most: int) -> bool:
+    if min(samples) > share:
         return len(samples) >= min(least, 2)
-    return len(samples) >= most or (len(samples) >= least and sum(samples) + PAUSE * len(samples) >= share)
+    return len(samples) >= most or (len(samples) >= least and sum(samples) + pause * len(samples) >= share)
 
 
 def energy(device: torch.device) -> float | None:
-    """Joules that the device has taken since its driver was loaded; None where nobody tells.
-
-    A GPU's driver updates its counter some ten times a second: runs much shorter than that are told coarsely.
-    """
+    """Joules that the device has taken since its driver was loaded; None where nobody tells."""
     if device.type == "cuda":
         try:
             import pynvml  # pyright: ignore[reportMissingImports]

@@ -1,7 +1,8 @@
 """What a rung costs before it plans at full speed: each in a process of its own, with empty caches.
 
-    imports   `import torch, sgp_fast` and the rung's own libraries
-    first     making the runner and its first plan: native code built, kernels compiled, ways measured, graphs captured
+    imports   `import torch, sgp_fast`
+    first     the rung's own libraries, its runner and its first plan: native code built, kernels compiled, ways measured,
+              graphs captured; `parts` tells what the making took, and of the native engine its build
     warm      the median of three plans after that
 """
 
@@ -52,13 +53,13 @@ print(json.dumps({"imports": imported} | took(rung, case)))
 
 def measure(text: str, rungs: Iterable[str], device: str) -> Iterator[ColdRow]:
     """A row a rung at a case as `sweep.parse` reads it; `eager` is always among them, for the others to be held against."""
-    found: dict[str, ColdRow] = {}
+    plain: ColdRow | None = None
     case = sweep.parse(text).make().name
     for name in dict.fromkeys((AGAINST, *rungs)):
         row = ColdRow(case=case, device=device, rung=name, label=ladder.named(name).label)
-        found[name] = replace(row, **_child(text, name, device))
-    for row in found.values():
-        yield replace(row, pays=pays(row, found[AGAINST]) if row.rung != AGAINST else None)
+        row = replace(row, **_child(text, name, device))
+        plain = plain or row  # the first is what the others are held against
+        yield row if row is plain else replace(row, pays=pays(row, plain))
 
 
 def pays(row: ColdRow, plain: ColdRow) -> int | None:
@@ -75,7 +76,7 @@ def pays(row: ColdRow, plain: ColdRow) -> int | None:
 
 
 def took(rung: Rung, case: Case) -> dict[str, object]:
-    """In the child: seconds of the first plan and of one after it."""
+    """In the child: seconds of the first plan and of those after it."""
     began = time.perf_counter()
     runner = rung.make(case)
     made = time.perf_counter() - began

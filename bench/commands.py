@@ -23,7 +23,7 @@ def run_command(
     """Measure the ladder of planners: every rung is held against float64 before it is timed. Prints a table.
 
     Args:
-        minutes: How long it may take; the sweep that fits is chosen, the published cases first.
+        minutes: How long it may take, but for --cold-costs; the sweep that fits is chosen, the published cases first.
         out: Record the rows here, as JSON lines.
         cases: Measure these instead, all of them: problems x width, like 64x256, or 64x256:T16:100:bfloat16.
         rungs: Only these rungs.
@@ -34,7 +34,8 @@ def run_command(
         resume: Go on with the file that --out names.
     """
     settings = run.Settings(minutes, device_of(device), cases, problem, problems, rungs or tuple(RUNGS), cold_costs)
-    print(tables.text(run.run(settings, out, resume=resume, say=_say)))
+    rows = run.run(settings, out, resume=resume, say=_say)
+    print(f"\n{records.Results(records.header('run'), tuple(rows)).where}\n\n{tables.text(rows)}")
     if out is not None:
         print(f"written to {out}")
 
@@ -63,7 +64,9 @@ def compare_command(
         print(compare.files(Path(a), Path(b)))
         return
     for text in cases:
-        sweep.parse(text)
+        spec = sweep.parse(text)
+        if (spec.horizon, spec.iterations) != (sweep.Spec.horizon, sweep.Spec.iterations):
+            raise ValueError(f"case {text!r} is not T = 8 with 50 iterations, which is what commits plan; leave that out")
     print(compare.table(compare.commits(a, b, cases, backend, 60 * minutes, say=_say)))
 
 

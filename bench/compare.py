@@ -14,16 +14,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import bootstrap
+from . import bootstrap, clock
 from .records import Results, read
 from .rows import PlanRow
 
 ROOT = Path(__file__).resolve().parent.parent
+# Turns of each: enough for any interval, and not too many to resample.
+MOST = 1000
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -83,12 +86,13 @@ def commits(
             workers = [stack.enter_context(_worker(folder, case, backend)) for folder in folders]
             samples, draw = ([], []), random.Random(0)
             spent = 0.0
-            while spent < seconds / len(cases) or len(samples[0]) < 3:
+            while len(samples[0]) < 3 or (spent < seconds / len(cases) and len(samples[0]) < MOST):
                 order = [0, 1]
                 draw.shuffle(order)
                 for i in order:
+                    time.sleep(clock.PAUSE)
                     samples[i].append(_ask(workers[i], "plan")["seconds"])
-                    spent += samples[i][-1]
+                    spent += samples[i][-1] + clock.PAUSE
             costs = [_ask(worker, "cost")["cost"] for worker in workers]
             found.append(_change(case, backend, *samples, *costs))
             for worker in workers:

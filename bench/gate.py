@@ -59,7 +59,8 @@ def judge(rung: Rung, case: Case, runner: Runner, u: Tensor) -> Verdict:
 
 def evaluated(case: Case, u: Tensor) -> sgp.Plan:
     """The plan of given controls in float64: steps of no length leave them where they are."""
-    planner = replace(case.planner, precision="float64", iterations=1, step_size=0.0, beta=_last_beta(case))
+    beta, level = case.schedule[-1]
+    planner = replace(case.planner, precision="float64", iterations=1, step_size=0.0, beta=beta, levels=level)
     return sgp.solve(case.problem, planner, case.x0.double(), init=u, backend="eager")
 
 
@@ -75,7 +76,8 @@ class _Same:
         self.case = case
         parts = tuple(id(part) for part in case.problem.modules.values())
         planner = replace(case.planner, precision="float64")
-        self.key = parts, planner, case.x0.cpu().numpy().tobytes(), case.init.cpu().numpy().tobytes()
+        starts = tuple(t.cpu().numpy().tobytes() for t in (case.x0, case.init))
+        self.key = parts, planner, starts, repr(case.problem.bounds), case.problem.control_change
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.key == other.key
@@ -89,10 +91,6 @@ def _reference(same: _Same) -> Tensor:
     case = same.case
     planner = replace(case.planner, precision="float64")
     return sgp.solve(case.problem, planner, case.x0.double(), init=case.init.double(), backend="eager").u
-
-
-def _last_beta(case: Case) -> float:
-    return case.schedule[-1][0]
 
 
 def _within(case: Case, u: Tensor) -> bool:

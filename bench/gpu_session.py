@@ -3,15 +3,15 @@
     device    what the device is
     parity    fused plans against eager ones in float64, where the tests cannot run
     aims      many problems in bf16, against the best of the ladder: the sizes that the kernels were written for
-    ladder    the four published cases, every rung, fp32 and bf16
+    ladder    the four published cases, every rung
     profile   where an iteration goes, with traces
     cold      import, first plan, and what pays them back
     kernels   one small plan of each regime, for a sanitizer to watch
     more      the rest of the sweep
     table     what $OUT holds, in short
 
-Rows go to $OUT/PART.jsonl as they are measured; a part that is stopped goes on with its file. With $DRY set, all of this is
-tried on the CPU with small cases.
+Rows go to $OUT as they are measured, those of the ladder from all parts to one file; a part that is stopped goes on with its
+file, and one that left something out for time exits 3. With $DRY set, all of this is tried on the CPU with small cases.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sgp_fast.planner import Precision
 
 from . import ceilings, ladder, records, sweep, tables
 from .cases import Case, make_case
-from .rows import CeilingRow, PlanRow
+from .rows import CeilingRow, PlanRow, StageRow
 from .run import Run, Settings
 from .rungs import RUNGS
 from .sweep import BEST, Spec
 
 OUT = Path(os.environ.get("OUT", "gpu-session"))
 DRY = bool(os.environ.get("DRY"))
-DEVICE = torch.device("cpu" if DRY else "cuda")
+DEVICE = torch.device("cpu" if DRY else "cuda:0")
 FUSED = ("fused:tile", "fused:layered")
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
 # What is tried without a GPU.
@@ -45,16 +45,15 @@ QUICK = ("published", "autograd", "adjoint", "cuda graph", "eager", "compiled", 
 
 
 def aims(seconds: float) -> int:
-    return _ladder("aims", [Spec(w, b, precision="bfloat16", rungs=BEST) for w, b in sweep.THROUGHPUT], seconds)
+    return _ladder([Spec(w, b, precision="bfloat16", rungs=BEST) for w, b in sweep.THROUGHPUT], seconds)
 
 
 def published(seconds: float) -> int:
-    specs = [Spec(w, b, precision=p, rungs=BEST) for p in ("bfloat16", "float32") for w, b in sweep.PUBLISHED]
-    return _ladder("ladder", specs, seconds)
+    return _ladder([Spec(width, problems) for width, problems in sweep.PUBLISHED], seconds)
 
 
 def more(seconds: float) -> int:
-    return _ladder("more", sweep.sweep("cuda"), seconds)
+    return _ladder(sweep.sweep("cuda"), seconds)
 
 
 def profile(seconds: float) -> int:
@@ -65,7 +64,10 @@ def profile(seconds: float) -> int:
     run.ceilings()
     for spec in TRIED if DRY else (Spec(256, 1024, precision="bfloat16"), Spec(1024, 64, precision="bfloat16")):
         case = spec.make().to(DEVICE)
+        done = {row.backend for row in run.log.of(StageRow) if row.case == case.name}
         for backend in ("eager", "compiled") if DRY else (*FUSED, "eager"):
+            if backend in done:
+                continue
             trace = OUT / f"trace-{spec.problems}x{spec.width}-{backend.replace(':', '-')}.json.gz"
             try:
                 rows = profiling.profile(case, backend, trace, run.log.of(CeilingRow))
@@ -106,8 +108,9 @@ def parity() -> int:
         exact = _plan(case.in_precision("float64"), "eager")
         try:
             ours, plain = _plan(case, backend), _plan(case, "eager")
-        except (ValueError, RuntimeError) as why:
-            print(f"{case.name}, {backend}: {why}")
+        except ladder.REASONS as why:
+            wrong += not isinstance(why, ValueError)  # what is refused on purpose
+            print(f"{case.name}, {backend}: {ladder.one_line(why)}")
             continue
         for name in ("x", "u"):
             error, limit = (_error(getattr(plan, name), getattr(exact, name)) for plan in (ours, plain))
@@ -141,14 +144,14 @@ def table() -> int:
     return 0
 
 
-def _ladder(name: str, specs: Iterable[Spec], seconds: float) -> int:
-    """The cases that fit in the seconds, with the rungs that fit."""
-    run = _run(name, seconds)
+def _ladder(specs: Iterable[Spec], seconds: float) -> int:
+    """The cases that fit in the seconds, with the rungs that fit, all parts into one file; 3 where some are left."""
+    run = _run("ladder", seconds)
     run.ceilings()
     for spec in TRIED if DRY else specs:
         run.case(spec.make(), QUICK if DRY else spec.rungs or tuple(RUNGS))
     print(tables.text(run.log.rows))
-    return 0
+    return 3 if run.dropped else 0
 
 
 def _run(name: str, seconds: float) -> Run:

@@ -6,25 +6,23 @@ problem after the other plan the first of a batch, and their time is scaled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import sgp_fast as sgp
-from sgp_fast.kernels.network import NetworkSpec
 
-from . import clock, gate, resources
+from . import clock, gate, resources, work
 from .cases import Case
 from .rows import PlanRow
 from .rung import Rung, Runner, Unavailable
 from .rungs import RUNGS
 
-# What ends in a row's reason rather than in a traceback: what rungs raise on purpose, and what libraries raise in them.
-REASONS = (Unavailable, ImportError, ValueError, RuntimeError, TypeError, NotImplementedError)
+# What ends in a row's reason rather than in a traceback: whatever a library raises, the other rungs are measured.
+REASONS = (Exception,)
 # Counting operators and bytes takes a plan each: not of rungs that take so many seconds for one.
 COUNTED_BELOW = 10.0
 # XLA's and the native engine's own calls are not PyTorch's to count.
 UNCOUNTED = ("jax", "compiled")
-ITEMSIZE = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 
 
 def measure(
@@ -34,10 +32,10 @@ def measure(
     budget: float = 60.0,
     count: bool = True,
     say: Callable[[str], None] = lambda text: None,
-) -> list[PlanRow]:
-    """A row for each rung (None: all) at a case. `budget`: seconds for the timed rounds of all rungs together.
+) -> Iterator[PlanRow]:
+    """A row for each rung (None: all) at a case: those that have no time as soon as that is known, the others at the end.
 
-    `count`: operators and bytes too, which takes two more plans a rung.
+    `budget`: seconds for the timed rounds of all rungs together. `count`: operators and bytes too, two more plans a rung.
     """
     rows: dict[str, PlanRow] = {}
     runners: dict[str, Runner] = {}
@@ -46,25 +44,33 @@ def measure(
         part = case.first(1) if rung.single else case
         row = _row(case, rung, len(part.x0))
         try:
+            held = resources.graph_bytes(case.device)
             runner = rung.make(part)
             verdict = gate.judge(rung, part, runner, runner())
+            made = resources.graph_bytes(case.device)
+            if rung.name.startswith(("fused", "auto")) and held is not None and made is not None:
+                row = replace(row, graphs=max(0.0, made - held))
         except REASONS as why:
-            rows[rung.name] = replace(row, timed=0, reason=one_line(why))
+            yield replace(row, timed=0, reason=one_line(why))
             continue
         row = replace(row, error=verdict.error, limit=verdict.limit, cost=verdict.cost, penalty=verdict.penalty)
-        rows[rung.name] = replace(row, timed=0, reason=verdict.reason) if verdict.reason else row
-        if verdict.reason is None:
-            runners[rung.name] = runner
+        if verdict.reason is not None:
+            yield replace(row, timed=0, reason=verdict.reason)
+            continue
+        rows[rung.name], runners[rung.name] = row, runner
     say(f"{case.name}: {len(runners)} rungs in turns")
     joules: dict[str, float] = {}
-    for name, samples in clock.rounds(runners, case.device, budget=budget, joules=joules).items():
+    failed: dict[str, str] = {}
+    for name, samples in clock.rounds(runners, case.device, budget=budget, joules=joules, failed=failed).items():
+        if name in failed:
+            yield replace(rows[name], timed=0, reason=failed[name])
+            continue
         scale = len(case.x0) / rows[name].timed
         taken = None if name not in joules else scale * joules[name]
         row = replace(rows[name], samples=tuple(scale * s for s in samples), joules=taken)
         if count and min(samples) < COUNTED_BELOW:
             row = _counted(row, runners[name], case)
-        rows[name] = row
-    return list(rows.values())
+        yield row
 
 
 def named(name: str) -> Rung:
@@ -74,36 +80,14 @@ def named(name: str) -> Rung:
     return RUNGS[name]
 
 
-def work(case: Case) -> tuple[float | None, float | None]:
-    """FLOPs of the batch, 5·T·F an iteration and problem, and bytes of weights that it reads at least (see `PlanRow`).
-
-    Forward and input-gradient of the dynamics wait T times each, and so read their weights T times; the cost's are read
-    twice, the score's once. None where a part is no network.
-    """
-    problem, planner = case.problem, case.planner
-    specs = {name: _spec(getattr(problem, name)) for name in ("dynamics", "cost", "score")}
-    if problem.score is None:
-        specs.pop("score")
-    if any(spec is None for spec in specs.values()):
-        return None, None
-    flops = weights = 0
-    for name, spec in specs.items():
-        assert spec is not None
-        passes, waits = {"dynamics": (2, 2 * planner.horizon), "cost": (2, 2), "score": (1, 1)}[name]
-        flops += passes * planner.horizon * spec.flops_per_row()
-        weights += waits * spec.flops_per_row() // 2
-    flops *= planner.iterations * len(case.x0)
-    weights *= planner.iterations * ITEMSIZE[planner.precision]
-    return float(flops), float(weights)
-
-
 def one_line(why: BaseException) -> str:
-    """What an exception says, for a cell of a table."""
-    return " ".join(str(why).split())[:300] or type(why).__name__
+    """What an exception says, for a cell of a table; with its type, unless it is one that is raised to be read."""
+    text = " ".join(str(why).split())[:300]
+    return text if text and isinstance(why, Unavailable | ImportError | ValueError) else f"{type(why).__name__}: {text}"
 
 
 def _row(case: Case, rung: Rung, timed: int) -> PlanRow:
-    flops, weights = work(case)
+    flops, weights = work.of_batch(case) if rung.exact else (None, None)
     return PlanRow(
         case=case.name, model=case.model, problems=len(case.x0), horizon=case.planner.horizon,
         iterations=case.planner.iterations, precision=case.planner.precision, device=str(case.device), rung=rung.name,
@@ -115,12 +99,13 @@ def _counted(row: PlanRow, runner: Runner, case: Case) -> PlanRow:
     """With operators an iteration, bytes, and, of `auto`, what it chose."""
     try:
         memory = resources.memory(runner, case.device)
-        launches = resources.launches(runner, case.device) / case.planner.iterations if row.rung not in UNCOUNTED else None
+        launches = None
+        if row.rung not in UNCOUNTED:
+            launches = resources.launches(runner, case.device) * row.problems / row.timed / case.planner.iterations
     except REASONS:  # a profiler that cannot run here costs two numbers, not the row
         memory = launches = None
-    graphs = resources.graph_bytes(case.device) if row.family == "ours" else None
     chosen = _chosen(case) if row.rung == "auto" else None
-    return replace(row, launches=launches, memory=memory, graphs=graphs, chosen=chosen)
+    return replace(row, launches=launches, memory=memory, chosen=chosen)
 
 
 def _chosen(case: Case) -> str:
@@ -128,7 +113,3 @@ def _chosen(case: Case) -> str:
     stats = sgp.solve(case.problem, case.planner, case.x0, init=case.init).stats
     kind = f"{stats['backend']}:{stats['regime']}" if "regime" in stats else stats["backend"]
     return f"{kind}; {stats.get('choice') or stats['reason']}"
-
-
-def _spec(part: object) -> NetworkSpec | None:
-    return getattr(getattr(part, "network", None), "spec", None)

@@ -1,9 +1,10 @@
 """`sgp-fast profile`: where an iteration of a plan goes, stage by stage, and how far each stage is from what it could be.
 
 On CPUs stages are timed by the host's clock (`compiled`: by a clock in the engine, the mean over its threads), on GPUs by
-the kernels that they launch. What is left of the plan's own time is `gaps`: the host between the stages, the device idle. On
-a GPU, `fused` replays a graph, in which no profiler sees stages; there the same launches are made one by one for the trace,
-while the time of the plan is that of the graph. The tile regime plans in one launch, which is its only stage.
+the kernels that they launch, and `other kernels` are those outside of all stages. What is left of the plan's own time is
+`gaps`: the host before, between and after the stages, threads and devices that wait. On a GPU, `fused` replays a graph, in
+which no profiler sees stages; there the same launches are made one by one for the trace, while the time of the plan is that
+of the graph. The tile regime plans in one launch, which is its only stage.
 
 A profiler slows what it watches, so times on CPUs are taken without it, and the trace is another plan.
 """
@@ -25,13 +26,13 @@ from sgp_fast.planner import Precision
 from sgp_fast.solving import job_of
 
 from . import ceilings as ceilings_of_run
-from . import clock, records, traces
+from . import clock, records, traces, work
 from .cases import Case, Device, device_of, make_case
 from .rows import CeilingRow, StageRow
 
 REPEATS = 3
-ITEMSIZE = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
-GAPS = "gaps"
+# Kernels outside of all stages, on GPUs; and what is left of the plan's time.
+OTHER, GAPS = "other kernels", "gaps"
 
 
 def profile(
@@ -57,20 +58,22 @@ def profile(
     if case.device.type == "cuda":
         whole = statistics.median(clock.seconds(plan, case.device) for _ in range(REPEATS))
         started = traces.by_stage(traces.record(run, case.device, trace))
-        seconds = {name: at.seconds for name, at in started.items() if name is not None}
+        seconds = {OTHER if name is None else name: at.seconds for name, at in started.items()}
     else:
         whole, seconds = _by_the_clock(plan)
         started = traces.by_stage(traces.record(plan, case.device, trace))
     # Stages and whole are of different plans on a GPU: where nothing but kernels takes time, noise can make this negative.
     seconds[GAPS] = max(0.0, whole - sum(seconds.values()))
 
-    n, needs, limits = case.planner.iterations, work(case), ceilings_of_run.of(list(ceilings), case.planner.precision)
+    n, needs = case.planner.iterations, work.of_stages(case)
+    limits = ceilings_of_run.of(list(ceilings), case.planner.precision)
     rows = []
-    for name in (WHOLE, *STAGES, GAPS):
+    for name in (WHOLE, *STAGES, OTHER, GAPS):
         if not seconds.get(name) and name != GAPS:
             continue
         flops, moved = needs.get(name, (None, None))
-        launches = started.get(None if name == GAPS else name, traces.Started()).launches / n
+        outside = OTHER if case.device.type == "cuda" else GAPS
+        launches = started.get(None if name == outside else name, traces.Started()).launches / n
         rows.append(
             StageRow(
                 case=case.name, device=str(case.device), backend=way, stage=name, seconds=seconds[name] / n,
@@ -78,44 +81,6 @@ def profile(
             )  # fmt: skip
         )
     return rows
-
-
-def work(case: Case) -> dict[str, tuple[float | None, float | None]]:
-    """FLOPs and bytes that each stage needs in an iteration, for the batch of B problems; None where a part is no network.
-
-    rollout    forward of T·B rows in T products that wait for one another; T − 1 where no cost looks at x_T
-    adjoint    as many input-gradients
-    cost       forward and input-gradient of T·B rows, and of B rows of a terminal cost
-    score      forward of T·B rows
-    update     no products; Adam reads the gradient, controls and both moments, and writes the last three
-
-    FLOPs are `NetworkSpec.flops_per_row`. Bytes are those of the weights, once for every product that must wait for another,
-    as if memory were their only place: small networks stay in caches, which are faster.
-    """
-    problem, planner = case.problem, case.planner
-    B, T, nu = case.init.shape
-
-    def products(part: object, rows: int, waits: int) -> tuple[float, float] | None:
-        network = getattr(part, "network", None)
-        if network is None:
-            return None
-        flops = network.spec.flops_per_row()  # two for each weight
-        return float(rows * flops), float(waits * flops // 2 * ITEMSIZE[planner.precision])
-
-    steps = T if problem.terminal is not None else T - 1
-    dynamics = products(problem.dynamics, steps * B, steps)
-    costs = [products(problem.cost, 2 * T * B, 2)]
-    if problem.terminal is not None:
-        costs.append(products(problem.terminal, 2 * B, 2))
-    stages = {"rollout": dynamics, "adjoint": dynamics, "cost": _sum(costs)}
-    if problem.score is not None:
-        stages["score"] = products(problem.score, T * B, 1)
-    found: dict[str, tuple[float | None, float | None]] = {
-        name: (None, None) if need is None else need for name, need in stages.items()
-    }
-    found[WHOLE] = _sum(stages.values()) or (None, None)
-    found["update"] = None, float(7 * T * B * nu * planner.state_dtype.itemsize)
-    return found
 
 
 def table(rows: Sequence[StageRow]) -> str:
@@ -212,18 +177,13 @@ def _launched(case: Case, regime: str, chunks: int) -> Callable[[], object]:
     at, bounding, search = eager.start(job)
     size = bucket(len(case.x0))
     made = PlanWork(case.problem, job, size, case.device, candidates_of(job, size)[regime])
-    made.load(at, search, bounding.low, bounding.high)
-    return torch.no_grad()(made.body)
 
+    @torch.no_grad()
+    def run() -> None:
+        made.load(at, search, bounding.low, bounding.high)
+        made.body()
 
-def _sum(needs: Iterable[tuple[float, float] | None]) -> tuple[float, float] | None:
-    """Together; None where one of them is not known."""
-    flops = moved = 0.0
-    for need in needs:
-        if need is None:
-            return None
-        flops, moved = flops + need[0], moved + need[1]
-    return flops, moved
+    return run
 
 
 def _floor(need: tuple[float | None, float | None], limits: tuple[float | None, float | None]) -> float | None:

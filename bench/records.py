@@ -32,7 +32,11 @@ from .rows import KINDS, Row
 
 SCHEMA = 2
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
-LIBRARIES = ("torch", "triton", "numpy", "jax", "torchrl", "pytorch-mppi", "stable-worldmodel", "gymnasium", "mujoco")
+# What a run that goes on with a file must have in common with it, beside a problem of one's own.
+SAME = ("schema", "command", "commit", "changed", "machine", "versions")
+LIBRARIES = (
+    "sgp-fast", "torch", "triton", "numpy", "jax", "torchrl", "pytorch-mppi", "stable-worldmodel", "gymnasium", "mujoco",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Results:
     def where(self) -> str:
         """The circumstances in a line, for a caption: device, commit, versions."""
         machine, versions = self.header["machine"], self.header["versions"]
-        place = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+        on_gpu = any(getattr(row, "device", "cpu") != "cpu" for row in self.rows)
+        place = machine["gpu"] if on_gpu else f"{machine['cpu']}, {machine['threads']} threads"
         commit = (self.header["commit"] or "unknown")[:7] + (" with changes" if self.header["changed"] else "")
         told = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "jax") if versions.get(name))
         return f"{place}; commit {commit}; {told}; {self.header['date']}"
@@ -59,13 +64,15 @@ class Results:
 def header(command: str, **settings: Any) -> dict[str, Any]:
     """What a number needs beside it: commit, machine, versions, and how the command was called."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    # An installed package may lie within another repository, whose commit says nothing of us.
+    ours = bool(_git("ls-files", Path(__file__).name))
     return {
         "kind": "header",
         "schema": SCHEMA,
         "command": command,
         "settings": settings,
-        "commit": _git("rev-parse", "HEAD") or None,
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": (ours and _git("rev-parse", "HEAD")) or None,
+        "changed": ours and bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": {
             "system": platform.platform(),
@@ -85,7 +92,7 @@ class Writer:
     """Rows as they are measured: kept in `rows` and, where there is a file, appended to it, a line at a time.
 
     `done` are the rows that the file held already, where `resume` goes on with one. Raises ValueError for a file that is
-    there unasked for, and for one that was begun by another command, commit or machine; either stays as it was.
+    there unasked for, and for one that was begun in other circumstances (`SAME`); either stays as it was.
     """
 
     def __init__(self, path: Path | None, head: dict[str, Any], *, resume: bool = False) -> None:
@@ -94,7 +101,8 @@ class Writer:
             if not resume:
                 raise ValueError(f"{path} exists; --resume goes on with it, another --out leaves it as it is")
             found, *rows = _load(path, unfinished=True)
-            differs = [name for name in ("schema", "command", "commit", "machine") if found.get(name) != head[name]]
+            differs = [name for name in SAME if found.get(name) != head[name]]
+            differs += ["problem"] * (found.get("settings", {}).get("problem") != head["settings"].get("problem"))
             if differs:
                 raise ValueError(f"{path} was begun with another {differs[0]}; give another file, or remove it")
             self.done = tuple(map(_row, rows))
@@ -125,7 +133,7 @@ def read(path: Path, *, check: bool = True) -> Results:
 
     `check`: hold every line to the schema, which needs a library; files of this very run need not be.
     """
-    parsed = _load(path)
+    parsed = _load(path, unfinished=not check)
     for number, value in enumerate(parsed if check else (), 1):
         why = problem_of(value, first=number == 1)
         if why is not None:

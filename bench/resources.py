@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +21,10 @@ def memory(run: Callable[[], object], device: torch.device) -> float | None:
     """Bytes held at the most in a run, beyond those before it; None where the system does not tell.
 
     On a GPU by PyTorch's allocator, which does not see what graphs and other libraries hold; on Linux by the resident
-    process, where memory that an earlier run gave back to the allocator, and not to the system, counts as held before.
+    process, once what earlier runs freed is given back. What a library keeps for its next run counts as held before.
     """
     gc.collect()
+    _trim()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -53,10 +57,24 @@ def launches(run: Callable[[], object], device: torch.device) -> int:
         run()
         if cuda:
             torch.cuda.synchronize(device)
-    events = profiler.events() or []
+    events = [event for event in profiler.events() or () if not event.is_user_annotation]
     if cuda:
         return sum(event.device_type.name == "CUDA" for event in events)
-    return sum(event.cpu_parent is None for event in events)
+    return sum(_caller(event) is None for event in events)
+
+
+def _caller(event: Any) -> Any:
+    """The operator that called this one; ranges that people name, as optimisers do, are none."""
+    parent = event.cpu_parent
+    while parent is not None and parent.is_user_annotation:
+        parent = parent.cpu_parent
+    return parent
+
+
+def _trim() -> None:
+    """Give what was freed back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(name: str) -> int:

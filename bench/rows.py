@@ -13,12 +13,15 @@ class PlanRow:
     """One rung at one case: how right its plan is, and how long one takes.
 
     samples   seconds for the whole batch, one a round; where only `timed` of the `problems` were planned, scaled to all
-    error     ‖u − u₆₄‖/‖u₆₄‖ against the float64 reference on the check problem, at most `limit`; None for other algorithms
-    cost      mean task cost of the controls that it found, in float64, and `penalty`, the mean penalty of leaving the data
-    flops     of the batch, 2 a multiply-add, counting what the plan needs (5·T·F an iteration), not what a rung did
+    error     ‖u − u₆₄‖/‖u₆₄‖ against float64 over the first problems, at most `limit`; of planners of another kind the
+              error of the cost that they foresee
+    cost      mean task cost of the controls that it found for these, in float64; `penalty`: that of leaving the data. The
+              first 16 problems, or the one, where a rung plans one at a time
+    flops     of the batch, 2 a multiply-add, counting what the plan needs (`work.py`), not what a rung did
     bytes     of weights that a batch reads at least: every network once for each product that must wait for another
-    launches  kernels (CPU: operators) that an iteration starts
-    memory    bytes allocated at the most in a plan, beyond what was held before; `graphs`: bytes that graphs hold
+    launches  kernels (CPU: operators) that an iteration starts, for the whole batch
+    memory    bytes allocated at the most in a plan, beyond what was held before
+    graphs    bytes of the graphs that the first plan captured, those of ways that were only measured among them
     joules    of a batch, where the driver tells it
     reason    why there is no time
     """
@@ -86,7 +89,7 @@ class ColdRow:
     """What a rung costs before it plans at full speed, in a process of its own with empty caches; all seconds.
 
     first   the first plan, all that it compiles, tunes and captures included; `warm`: a plan after that
-    parts   of `first`, where they are known: build, compile, tune, capture
+    parts   of `first`, where they are known: made (the runner), build (the native engine)
     pays    plans after which import, first plan and warm plans together take less than with `eager`; None: never
     """
 

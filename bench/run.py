@@ -16,7 +16,7 @@ from . import acting, ceilings, cold, ladder, records, sweep
 from .cases import Case
 from .records import Writer
 from .rows import ActRow, CeilingRow, ColdRow, PlanRow, Row
-from .rungs import RUNGS
+from .rungs import OURS, RUNGS
 
 # Of a run's time: the steps of controllers; the timed rounds of one rung at one case, within limits in seconds.
 ACTING, ROUNDS = 0.05, 0.004
@@ -81,6 +81,7 @@ class Run:
         if settings.problem is not None:
             told["problem"] = settings.problem.name
         self.settings, self.say = settings, say
+        self.dropped: list[str] = []
         self.log = Writer(out, records.header(command, **told), resume=resume)
         self.until = time.monotonic() + 60 * settings.minutes
 
@@ -94,8 +95,9 @@ class Run:
         if not self.log.of(CeilingRow):
             self._extend(ceilings.measure(self.settings.device, PRECISIONS[self.settings.device.type]))
 
-    def case(self, case: Case, rungs: Iterable[str]) -> None:
-        """The rungs that are not measured yet and, unless the user chose the case, fit in the time; the others are told."""
+    def case(self, case: Case, rungs: Iterable[str]) -> bool:
+        """The rungs that are not measured yet and, unless the user chose the case, fit in the time; whether all did."""
+        dropped: tuple[str, ...] = ()
         case, share = case.to(self.settings.device), self.settings.share
         done = {row.key for row in self.log.of(PlanRow)}
         names = tuple(name for name in rungs if name in self.settings.rungs and (case.name, name) not in done)
@@ -104,25 +106,28 @@ class Run:
             found = sweep.estimates(case, names, self.log.of(PlanRow), share)
             names, dropped = sweep.fitting(found, left)
             for name in dropped:
-                self.say(f"{case.name}: {name} left out: it would take about {found[name]:,.0f} s, {left:,.0f} are left")
+                self.dropped.append(f"{case.name}: {name}, about {found[name]:,.0f} s, and {left:,.0f} were left")
         if names:
             self._extend(ladder.measure(case, names, budget=share * len(names), say=self.say))
+        return not dropped
 
     def acts(self, specs: Sequence[sweep.Spec]) -> None:
         """Steps of a controller at these sizes."""
-        done = {row.case for row in self.log.of(ActRow)}
+        done = {(row.case, row.rung) for row in self.log.of(ActRow)}
         for spec in specs:
             case = spec.make().to(self.settings.device)
-            if case.name not in done:
+            names = [rung.name for rung in OURS if rung.name in self.settings.rungs and (case.name, rung.name) not in done]
+            if names:
                 self.say(f"{case.name}: act() end to end")
                 budget = max(2.0, 60 * self.settings.minutes * ACTING / len(specs))
-                self._extend(acting.measure(case, budget=budget, names=self.settings.rungs))
+                self._extend(acting.measure(case, names, budget=budget))
 
     def cold_costs(self, text: str, rungs: Iterable[str]) -> None:
         """Of these rungs at a case as `sweep.parse` reads it, each in a process of its own with empty caches."""
-        if not self.log.of(ColdRow):
+        done = {row.rung for row in self.log.of(ColdRow)} - {cold.AGAINST}
+        if names := [name for name in rungs if name not in done]:
             self.say(f"{text}: cold costs, each rung in a process of its own with empty caches")
-            self._extend(cold.measure(text, rungs, self.settings.device.type))
+            self._extend(cold.measure(text, names, str(self.settings.device)))
 
     def _extend(self, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -139,4 +144,6 @@ def run(settings: Settings, out: Path | None, *, resume: bool = False, say: Say 
         under_way.acts([sweep.parse(text) for text in settings.cases[:2]] or ACT_SPECS)
         if settings.cold_costs:
             under_way.cold_costs(settings.cases[0] if settings.cases else COLD_CASE, settings.rungs)
+    for text in under_way.dropped:
+        say(f"left out for time: {text}")
     return under_way.log.rows

@@ -18,8 +18,9 @@ from typing import Any
 
 from sgp_fast.planner import Precision
 
+from . import work
 from .cases import Case, make_case
-from .ladder import named, work
+from .ladder import named
 from .rows import PlanRow
 
 PUBLISHED = ((256, 1), (1024, 1), (256, 64), (1024, 64))
@@ -31,6 +32,9 @@ BEST = ("autograd", "adjoint", "compile", "cuda graph", "jax", "eager", "compile
 # FLOP/s that a rung is taken to reach before it was measured, on CPUs and GPUs: a low guess costs a case, a high one time.
 GUESS = {"cpu": 2e10, "cuda": 5e12}
 SLOW = {"published": 20.0, "frozen": 15.0, "one rollout": 12.0, "compile max-autotune": 2.0}
+# Seconds of an iteration whose operators Python starts one by one on a GPU, and those that do not.
+WAITS = {"cpu": 0.0, "cuda": 0.02}
+ONE_LAUNCH = ("cuda graph", "jax", "fused:tile", "fused:layered")
 # Plans of a rung that a case takes at least: the check, the rounds, what is counted.
 PLANS = 6
 # Seconds before a rung's first plan: compilers, and the reference.
@@ -108,17 +112,21 @@ def parse(text: str) -> Spec:
 
 
 def estimates(case: Case, rungs: Iterable[str], known: Iterable[PlanRow], share: float) -> dict[str, float]:
-    """Seconds that each rung takes at a case: its cold start and plans, at the FLOP/s that it last reached near this size.
+    """Seconds that each rung takes at a case: its cold start and plans, by what it took for the work most like this.
 
     `share` are the seconds that the timed rounds of a rung fill where its plans are short.
     """
-    known = [row for row in known if row.p50 and row.flops and row.device == str(case.device)]
+    known, batch = list(known), work.of_batch(case)[0]
+    needs = {row.case: row.flops for row in known if row.flops}  # rows of other algorithms do not hold it
     found = {}
     for name in rungs:
-        rung = named(name)
-        part = case.first(1) if rung.single else case
-        flops, rate = work(part)[0], _rate(name, len(case.x0), len(part.x0), case.device.type, known)
-        plan = share / PLANS if flops is None else flops / rate
+        like = [row for row in known if row.rung == name and row.device == str(case.device)]
+        if like and not any(row.p50 for row in like):
+            found[name] = 0.0  # it cannot run here, and says so at once
+            continue
+        count = 1 if named(name).single else len(case.x0)
+        measured = [(row.p50, needs[row.case]) for row in like if row.p50 and row.case in needs]
+        plan = share / PLANS if batch is None else _plan(name, batch, count / len(case.x0), case, measured)
         found[name] = COLD.get(name, 0.0) + max(PLANS * plan, 2 * plan + share)
     return found
 
@@ -131,11 +139,12 @@ def fitting(found: dict[str, float], left: float) -> tuple[tuple[str, ...], tupl
     return tuple(kept), tuple(name for name in found if name not in kept)
 
 
-def _rate(name: str, problems: int, planned: int, device: str, known: list[PlanRow]) -> float:
-    """FLOP/s of a rung: as measured at the nearest number of problems, or a guess, low where there are few rows."""
-    near = [row for row in known if row.rung == name]
-    if not near:
-        return GUESS[device] / SLOW.get(name, 1.0) * min(1.0, max(0.05, planned / 64))
-    best = min(near, key=lambda row: abs(math.log(row.problems / problems)))
-    assert best.flops is not None and best.p50 is not None
-    return best.flops / best.p50
+def _plan(name: str, flops: float, part: float, case: Case, measured: list[tuple[float, float]]) -> float:
+    """Seconds of one plan of that part of the batch: at the rate of the work most like it of what was `measured` (seconds,
+    FLOPs), the last of equals; else a guess, low where there are few rows."""
+    if measured:
+        seconds, done = min(reversed(measured), key=lambda at: abs(math.log(at[1] / flops)))
+        return part * seconds * flops / done
+    few = min(1.0, max(0.05, part * len(case.x0) / 64))
+    waits = case.planner.iterations * WAITS[case.device.type] if name not in ONE_LAUNCH else 0.0
+    return max(part * flops * SLOW.get(name, 1.0) / GUESS[case.device.type] / few, waits)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from .cold import AGAINST
 from .rows import ActRow, CeilingRow, ColdRow, PlanRow, Row
+from .rungs import RUNGS
 
 # Cases side by side in one table.
 WIDE = 5
@@ -16,8 +17,9 @@ WIDE = 5
 def text(rows: Iterable[Row], ours: str = "auto") -> str:
     """The ladder, the steps of a controller, the cold costs, the ceilings."""
     rows = list(rows)
+    other = {rung.name for rung in RUNGS.values() if not rung.exact}
     of: Callable[[type[Any]], list[Any]] = lambda kind: [row for row in rows if isinstance(row, kind)]  # noqa: E731
-    parts = [ladder(group, ours) for group in _groups(of(PlanRow))]
+    parts = [ladder(group, ours, other) for group in _groups(of(PlanRow))]
     for title, lines in (
         ("act() end to end, median ms a step", map(_act, of(ActRow))),
         ("cold costs, seconds", map(_cold, of(ColdRow))),
@@ -28,10 +30,14 @@ def text(rows: Iterable[Row], ours: str = "auto") -> str:
     return "\n\n".join(parts)
 
 
-def ladder(rows: Iterable[PlanRow], ours: str = "auto") -> str:
-    """Rungs down, cases across: median milliseconds of the batch; then how many times faster than each rung `ours` is."""
+def ladder(rows: Iterable[PlanRow], ours: str = "auto", other: Collection[str] = ()) -> str:
+    """Rungs down, cases across: median milliseconds of the batch; then how many times faster than each rung `ours` is.
+
+    Rungs in `other` plan by another algorithm: they have times, but no ratio.
+    """
     cell = {row.key: row for row in rows}
-    cases, rungs = (list(dict.fromkeys(key[i] for key in cell)) for i in (0, 1))
+    cases = list(dict.fromkeys(case for case, _ in cell))
+    rungs = sorted({rung for _, rung in cell}, key=lambda rung: list(RUNGS).index(rung) if rung in RUNGS else -1)
     width = max([14, *(len(case) + 2 for case in cases)])
 
     def p50(case: str, rung: str) -> float | None:
@@ -48,8 +54,14 @@ def ladder(rows: Iterable[PlanRow], ours: str = "auto") -> str:
     lines += [line(rung, (_milliseconds(p50(case, rung)) for case in cases)) for rung in rungs]
     if any(p50(case, ours) for case in cases):
         lines.append(f"{ours} is faster")
-        lines += [line(f"  × {rung}", (ratio(case, rung) for case in cases)) for rung in rungs if rung != ours]
+        alike = [rung for rung in rungs if rung != ours and rung not in other]
+        lines += [line(f"  × {rung}", (ratio(case, rung) for case in cases)) for rung in alike]
+    lines.append(line(f"cost of {ours}", (_cost(cell.get((case, ours))) for case in cases)))
     return "\n".join([*lines, *_reasons(cell.values())])
+
+
+def _cost(row: PlanRow | None) -> str:
+    return "—" if row is None or row.cost is None else f"{row.cost:.5g}"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -35,7 +35,7 @@ LIBRARIES = (
     Library("jsonschema", "jsonschema", "bench"),
     Library("torchrl", "torchrl", "peers"),
     Library("pytorch_mppi", "pytorch-mppi", "peers"),
-    Library("stable_worldmodel", "stable-worldmodel", "peers"),
+    Library("stable_worldmodel", "stable-worldmodel", "worldmodel"),
     Library("jax", "jax", "jax"),
 )
 

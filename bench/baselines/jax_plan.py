@@ -17,6 +17,8 @@ from ..cases import Case
 from ..rung import Runner, Unavailable
 from .batch import Batch, batch_of
 
+# Steps of the time loop that XLA sees at once, and may fuse.
+UNROLLED = 8
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 
 
@@ -107,7 +109,7 @@ def _plan(jax: Any, batch: Batch) -> Any:
             z = jnp.concatenate((x, u_t), -1)
             return x + parts["dynamics"]["scale"] * network("dynamics", parts["dynamics"], z), x
 
-        last, x = jax.lax.scan(step, x0, u[:-1])  # no cost depends on the state after the last control
+        last, x = jax.lax.scan(step, x0, u[:-1], unroll=UNROLLED)  # no cost depends on the state after the last control
         x = jnp.concatenate((x, last[None]))
         z = jnp.concatenate((x, u), -1).reshape(-1, x.shape[-1] + u.shape[-1])
         total = network("cost", parts["cost"], z).sum()

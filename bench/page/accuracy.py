@@ -83,12 +83,12 @@ def _cost(case: str, rows: Sequence[PlanRow], width: int) -> Figure:
     return figure
 
 
-def _room(axes: Axes, values: Sequence[float]) -> None:
+def _room(axes: Axes, values: Sequence[float], least: float = 1e-9) -> None:
     """Limits that do not blow differences of rounding up to the height of the axes."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = min(values, default=0.0), max(values, default=1.0)
-    spread = max(high - low, 0.02 * max(abs(low), abs(high)), 1e-9)
+    spread = max(high - low, 0.02 * max(abs(low), abs(high)), least)
     middle = (low + high) / 2
     axes.set_ylim(middle - 0.65 * spread, middle + 0.65 * spread)
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -182,7 +182,7 @@ def _dtype(rows: Sequence[PlanRow], width: int) -> Figure:
         above.set_ylim(*style.log_limits(marks, 3))
     style.log_axis(above.yaxis)
     below.axhline(0, color=MUTED, linewidth=1.0, zorder=0)
-    _room(below, [*changes, 0.0])
+    _room(below, [*changes, 0.0], least=1.0)  # a percent
     tick_numbers(below.yaxis)
     style.heading(above, f"Error, {_problem(rows[0])}", 58)
     style.heading(below, "Cost against float32, %", 58)

@@ -45,7 +45,7 @@ _RUNGS = {
 _FAMILIES = {"baseline": ("behavior", "P"), "peer": ("peer", "o"), "ours": ("sgp", "P")}
 _PEER_MARKERS = "os^Dv"
 _PLANNERS = {
-    "SGP": "sgp", "SGP, plain PyTorch": "ours_light", "SGP, β = 0": "no_score", "CEM": "cem",
+    "SGP": "sgp", "SGP, plain PyTorch": "sgp_light", "SGP, β = 0": "no_score", "CEM": "cem",
     "random shooting": "random_shooting",
 }  # fmt: skip
 

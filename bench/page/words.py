@@ -99,9 +99,9 @@ WORDS = {
     ),
     "stages": Words(
         "Where an iteration goes",
-        "Shares of one planning iteration by stage of the algorithm, and the whole of it on the right; gaps are time in "
-        "which nothing runs. The table has the least that each stage could take by the ceilings of the same run, and its "
-        "distance to that.",
+        "Shares of a plan’s time by stage of the algorithm, and on the right the whole of it, over its iterations; the last "
+        "pass and most of the gaps (the host between stages, what waits) come once a plan. The table has the least that "
+        "each stage could take by the ceilings of the same run, and its distance to that.",
         "which stage of the algorithm takes the time, and how far it is from its own roofline",
         "sgp-fast profile --out FILE",
     ),

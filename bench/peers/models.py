@@ -119,10 +119,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def load(name: str) -> ModuleType:
+def load(name: str, extra: str = "peers") -> ModuleType:
     """A peer's module. Some break at import with an error of their own, as where torchvision was built for another torch."""
     try:
-        return require(name, extra="peers")
+        return require(name, extra=extra)
     except ImportError:
         raise
     except Exception as error:

@@ -14,6 +14,8 @@ from ..cases import Case
 from ..rung import Unavailable
 from .models import Models, load, models_of
 
+EXTRA = "worldmodel"
+
 
 class ProjectedAdam(torch.optim.Adam):
     """Adam whose steps end inside the bounds: the solver takes an optimizer's class, and projects nothing itself."""
@@ -62,11 +64,13 @@ def stable_worldmodel(case: Case) -> Callable[[], Tensor]:
     models, planner = models_of(case), case.planner
     if planner.bounding != "project" or planner.starts > 1 or planner.clip_gradient is not None:
         raise Unavailable("the solver plans one projected start, and clips no gradient of a single problem")
-    solvers, policy = load("stable_worldmodel.solver"), load("stable_worldmodel.policy")
-    spaces = load("gymnasium.spaces")
+    solvers, policy = load("stable_worldmodel.solver", EXTRA), load("stable_worldmodel.policy", EXTRA)
+    spaces = load("gymnasium.spaces", EXTRA)
     batch, horizon, _ = case.init.shape
     b1, b2, eps = planner.adam
-    adam = {"lr": case.step_size, "betas": (b1, b2), "eps": eps, "low": models.low, "high": models.high}
+    if not isinstance(planner.step_size, int | float):
+        raise Unavailable("takes one step size, and the planner has a schedule of them")
+    adam = {"lr": planner.step_size, "betas": (b1, b2), "eps": eps, "low": models.low, "high": models.high}
     config = policy.PlanConfig(horizon=horizon, receding_horizon=1)
     low, high = (bound.cpu().numpy()[None].repeat(batch, 0) for bound in (models.low, models.high))
     space = spaces.Box(low, high)

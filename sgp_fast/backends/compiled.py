@@ -199,11 +199,11 @@ class Call:
         c.score_sigma = net.keep["sigma"].data_ptr() if net.score else None
         for name, t in (out | held).items():
             setattr(c, name, t.data_ptr())
-        clock = torch.zeros(division.threads, len(STAGES), dtype=torch.float64)
-        c.clock = None if watch is None else clock.data_ptr()
+        clock = None if watch is None else torch.zeros(division.threads, len(STAGES), dtype=torch.float64)
+        c.clock = None if clock is None else clock.data_ptr()
         if self.engine.library.sgp_solve(ctypes.byref(c)) != 0:
             raise MemoryError(f"no memory for a batch of {R}; lower SGP.memory_limit")
-        if watch is not None:
+        if watch is not None and clock is not None:
             for name, seconds in zip(STAGES, clock.mean(0).tolist(), strict=True):
                 watch.add(name, seconds)
         return out

@@ -79,11 +79,13 @@ def watched() -> Watch | None:
 def watching(*, ranges: bool = False) -> Iterator[Watch]:
     """Watch the plans that are made meanwhile; with `ranges`, show the stages to profilers."""
     global _watch
-    before, _watch = _watch, Watch(ranges)
+    if _watch is not None:
+        raise RuntimeError("plans are already watched; the switch is one for the process, so leave the other block first")
+    _watch = watch = Watch(ranges)
     try:
-        yield _watch
+        yield watch
     finally:
-        _watch = before
+        _watch = None
 
 
 @contextmanager

@@ -36,9 +36,32 @@ def test_a_slow_one_has_two_turns_and_a_quick_one_fills_its_share() -> None:
 def test_energy_is_the_mean_of_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = iter(range(0, 1000, 3))
     monkeypatch.setattr(clock, "energy", lambda device: float(next(counter)))
+    monkeypatch.setattr(clock, "TOLD_FROM", 0.0)
     joules: dict[str, float] = {}
     clock.rounds({"a": lambda: None}, CPU, budget=0.0, least=4, most=4, joules=joules)
     assert joules == {"a": 3.0}
+
+
+def test_energy_of_a_turn_too_short_for_the_counter_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = iter(range(1000))
+    monkeypatch.setattr(clock, "energy", lambda device: float(next(counter)))
+    joules: dict[str, float] = {}
+    clock.rounds({"a": lambda: None}, CPU, budget=0.0, joules=joules)
+    assert joules == {}
+
+
+def test_one_that_fails_sits_out_and_the_others_go_on() -> None:
+    turns = iter(range(100))
+
+    def fails() -> None:
+        if next(turns) == 1:
+            raise MemoryError("no more")
+
+    failed: dict[str, str] = {}
+    found = clock.rounds({"bad": fails, "good": lambda: None}, CPU, budget=1e9, least=4, most=4, failed=failed)
+    assert len(found["good"]) == 4 and "no more" in failed["bad"]
+    with pytest.raises(ZeroDivisionError):
+        clock.rounds({"bad": lambda: 1 / 0}, CPU, budget=0.0)
 
 
 def test_energy_that_nobody_tells_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # noqa: ANN001

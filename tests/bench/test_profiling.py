@@ -13,7 +13,7 @@ import torch
 
 import sgp_fast as sgp
 from sgp_fast.backends import eager, stages
-from sgp_fast.bench import profiling, records, traces
+from sgp_fast.bench import profiling, records, traces, work
 from sgp_fast.bench.cases import Case, make_case
 from sgp_fast.bench.rows import CeilingRow, StageRow
 from sgp_fast.kernels import cpu
@@ -167,15 +167,15 @@ def test_operators_count_once_where_no_gpu_works() -> None:
 def test_what_stages_need() -> None:
     """Counted by hand for two hidden layers; and what is no network of ours is not guessed."""
     case = make_case(16, 5, hidden_layers=2, horizon=3)
-    needs = profiling.work(case)
+    needs = work.of_stages(case)
     weights = {"dynamics": 23 * 16 + 16 * 16 + 16 * 17, "cost": 23 * 16 + 16 * 16 + 16, "score": 23 * 16 + 16 * 16 + 16 * 23}
     assert needs["rollout"] == needs["adjoint"] == (2 * 5 * 2 * weights["dynamics"], 2 * 4 * weights["dynamics"])
     assert needs["cost"] == (2 * 3 * 5 * 2 * weights["cost"], 2 * 4 * weights["cost"])
     assert needs["score"] == (3 * 5 * 2 * weights["score"], 4 * weights["score"])
-    half = profiling.work(case.in_precision("bfloat16"))
+    half = work.of_stages(case.in_precision("bfloat16"))
     assert half["score"] == (needs["score"][0], 2 * weights["score"])
     problem = sgp.Problem(dynamics=lambda x, u: x + u.sum(-1, keepdim=True), cost=case.problem.cost, nu=6)
-    own = profiling.work(replace(case, problem=problem))
+    own = work.of_stages(replace(case, problem=problem))
     assert own["rollout"] == own[stages.WHOLE] == (None, None) and own["cost"] == needs["cost"] and "score" not in own
 
 

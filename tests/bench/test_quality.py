@@ -77,7 +77,7 @@ def test_a_task_from_end_to_end_and_what_is_left_of_it_later(
     found = records.read(out)
     rows = found.of(ReturnRow)
     assert found.header["command"] == "bench quality" and found.header["settings"]["quick"] is True
-    assert len({quality.key_of(row) for row in rows}) == len(rows) == 17
+    assert len({quality.key_of(row) for row in rows}) == len(rows) == 19
     ran = [row for row in rows if row.reason is None]
     assert all(len(row.returns) == len(row.normalized) == 2 and row.seeds == (100, 101) for row in ran)
     assert all((row.milliseconds is None) == (row.group == "data") for row in ran)
@@ -184,7 +184,7 @@ def test_who_plays() -> None:
     assert ways[0] == ("eager", "float32") and len(set(ways)) == len(ways) == 9
     assert all(c.reason for c in found if c.backend == "fused"), "also where Triton interprets its kernels"
     budget = [(c.planner, c.setting) for c in found if c.group == "budget"]
-    assert len(set(budget)) == len(budget) == 7 + 1 + 4 + 4
+    assert len(set(budget)) == len(budget) == 2 * 7 + 1 + 4 + 4
     assert {("CEM", "3 × 512 samples"), ("SGP", "1 iteration"), ("SGP, β = 0", "15 iterations")} <= set(budget)
     gpu = {(c.backend, c.device) for c in contenders(TASK, planner, Budgets(), "cuda")}
     assert {("eager", "cuda"), ("fused", "cuda"), ("compiled", "cpu"), ("torch", "cuda")} <= gpu

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sgp_fast.bench import sweep
+from sgp_fast.bench import sweep, work
 from sgp_fast.bench.rows import PlanRow
 from sgp_fast.bench.sweep import BEST, Spec
 
@@ -52,10 +52,16 @@ def test_what_was_measured_tells_what_a_case_will_take() -> None:
         label="", family="ours", timed=64, samples=(1.0,), flops=flops,
     )  # fmt: skip
     (taken,) = sweep.estimates(case, ["eager"], [known], 1.0).values()
-    from sgp_fast.bench.ladder import work
-
-    plan = (work(case)[0] or 0) / flops
+    plan = (work.of_batch(case)[0] or 0) / flops
     assert taken == pytest.approx(max(sweep.PLANS * plan, 2 * plan + 1.0))
+
+
+def test_what_cannot_run_costs_nothing() -> None:
+    absent = PlanRow(
+        case="x", model="4×64", problems=1, horizon=8, iterations=50, precision="float32", device="cpu", rung="cuda graph",
+        label="", family="baseline", reason="needs a GPU",
+    )  # fmt: skip
+    assert sweep.estimates(Spec(64, 64).make(), ["cuda graph"], [absent], 1.0) == {"cuda graph": 0.0}
 
 
 def test_the_dearest_are_left_out() -> None:
