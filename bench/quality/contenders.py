@@ -85,7 +85,7 @@ def contenders(task: str, planner: SGP, budgets: Budgets, device: str) -> Iterat
             reason=why_not(backend, device),
         )  # fmt: skip
 
-    ways = [(backend, precision) for backend, precisions in WAYS.items() for precision in precisions]
+    ways: list[tuple[str, Precision]] = [(backend, at) for backend, precisions in WAYS.items() for at in precisions]
     yield from (way(*at) for at in ways if at != DEAREST)
     yield from _budget(planner, budgets, device)
     yield way(*DEAREST)
