@@ -9,6 +9,7 @@ Source: Haarnoja et al. 2018, arXiv 1801.01290.
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -20,9 +21,10 @@ from safetensors import safe_open
 
 FloatArray = npt.NDArray[np.float32]
 
-# Rows are always evaluated in blocks of this many: a matrix product of another height may round differently, and then an
-# episode would depend on how many others were simulated beside it.
-BLOCK = 16
+# Rows are always evaluated in blocks of one height, with zeros behind the last: a product of another height may round
+# differently, and then an episode would depend on how many others were simulated beside it. Of these the first in which
+# a row's place does not matter either: on AVX2, OpenBLAS sums the rows of a block of 16 in different orders, not those of 8.
+BLOCKS = (16, 8, 4, 2, 1)
 
 TASKS = ("hopper", "halfcheetah", "walker2d")
 
@@ -57,17 +59,24 @@ class Actor:
         """
         x = np.asarray(observations, dtype=np.float32)
         rows = len(x)
-        if rows == BLOCK:
+        block_rows = self.block_rows
+        if rows == block_rows:
             return self._act_block(x, noise)
         out = np.empty((rows, len(self.low)), np.float32)
-        for start in range(0, rows, BLOCK):
-            stop = min(start + BLOCK, rows)
-            block = np.zeros((BLOCK, x.shape[1]), np.float32)
+        for start in range(0, rows, block_rows):
+            stop = min(start + block_rows, rows)
+            block = np.zeros((block_rows, x.shape[1]), np.float32)
             block[: stop - start] = x[start:stop]
-            block_noise = np.zeros((BLOCK, len(self.low)), np.float32)
+            block_noise = np.zeros((block_rows, len(self.low)), np.float32)
             block_noise[: stop - start] = noise[start:stop]
             out[start:stop] = self._act_block(block, block_noise)[: stop - start]
         return out
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block: see `BLOCKS`."""
+        matrices = [weight for weight, _ in self.layers] + ([] if self.head is None else [self.head[0]])
+        return _block_rows(tuple((matrix.shape[0], matrix.shape[1]) for matrix in matrices))
 
     def sample(self, observations: npt.ArrayLike, rng: np.random.Generator) -> FloatArray:
         """Actions [B, nu] for observations [B, nx], with noise from `rng`."""
@@ -86,6 +95,19 @@ class Actor:
         action = self.low + (squashed + np.float32(1)) * np.float32(0.5) * (self.high - self.low)
         # Rounding may pass a bound by one unit.
         return np.clip(action, self.low, self.high).astype(np.float32, copy=False)
+
+
+@functools.cache
+def _block_rows(shapes: tuple[tuple[int, int], ...]) -> int:
+    """The first of `BLOCKS` in which products with matrices `[in, out]` of these shapes round every row alike here."""
+    rng = np.random.default_rng(0)
+    pairs = [(rng.standard_normal((1, shape[0])), rng.standard_normal(shape)) for shape in shapes]
+
+    def alike(rows: int) -> bool:
+        products = (np.repeat(row.astype(np.float32), rows, 0) @ matrix.astype(np.float32) for row, matrix in pairs)
+        return all((product == product[0]).all() for product in products)
+
+    return next(rows for rows in BLOCKS if alike(rows))
 
 
 def snapshots(task: str) -> dict[str, Any]:

@@ -13,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._optional import require
-from .actors import BLOCK, Actor
+from .actors import Actor
 from .locomotion import LOCOMOTION
+
+# Episodes that are simulated side by side, so that the policy has rows enough for its products.
+AT_ONCE = 16
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +59,14 @@ def quiet_mujoco() -> Iterator[None]:
 def record(env_id: str, actor: Actor, transitions: int, seed: int) -> Iterator[Episode]:
     """Yield episodes 0, 1, 2, … of `actor` in `env_id` until they hold exactly `transitions` steps; the last one is cut.
 
-    Up to 16 episodes run at once, and the policy is evaluated for all of them together. Episode k has random streams of its
-    own, derived from (seed, env_id, actor, k), and rows of the policy do not influence each other, so the same k is the same
-    episode in a longer or shorter recording. An episode is given up as soon as the earlier ones hold enough.
+    Up to `AT_ONCE` episodes run at once, and the policy is evaluated for all of them together. Episode k has random streams
+    of its own, derived from (seed, env_id, actor, k), and rows of the policy do not influence each other, so the same k is
+    the same episode in a longer or shorter recording. An episode is given up as soon as the earlier ones hold enough.
     """
     gym = require("gymnasium", extra="mujoco")
     limit = int(gym.spec(env_id).max_episode_steps)
     # With fewer rows than this, a short recording would start long episodes only to give them up.
-    simulation = _Simulation(env_id, rows=int(np.clip(transitions // limit, 1, BLOCK)), limit=limit, actor=actor)
+    simulation = _Simulation(env_id, rows=int(np.clip(transitions // limit, 1, AT_ONCE)), limit=limit, actor=actor)
     stream = zlib.crc32(f"{env_id}/{actor.name}".encode())
     running: dict[int, int] = {}  # episode → row that simulates it
     free = list(range(simulation.rows))[::-1]
@@ -110,7 +113,7 @@ class _Simulation:
         self.rows, self.limit = rows, limit
         self.t = np.zeros(rows, np.int64)
         self.terminal = np.zeros(rows, np.bool_)
-        self._input, self._noise_now = np.zeros((BLOCK, nx), np.float32), np.zeros((BLOCK, nu), np.float32)
+        self._input, self._noise_now = np.zeros((AT_ONCE, nx), np.float32), np.zeros((AT_ONCE, nu), np.float32)
         self._noise = np.zeros((rows, limit, nu), np.float32)
         self._observations = np.zeros((rows, limit + 1, nx), np.float32)
         self._actions = np.zeros((rows, limit, nu), np.float32)
