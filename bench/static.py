@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from sgp_fast.backends.fused.buffers import Buffers
+from sgp_fast.backends.fused.functions import Functions
 from sgp_fast.backends.fused.layered import Layered
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.tile import TilePlan
@@ -31,6 +32,7 @@ from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
 from sgp_fast.kernels.network_op import network_kernel
 from sgp_fast.kernels.packing import PackedNetwork, Program
 from sgp_fast.kernels.tiling import H200, DeviceLimits, Tile, keep, tiles
+from sgp_fast.solving import job_of
 
 from . import records
 from .cases import NU, NX, Case, make_case
@@ -278,7 +280,8 @@ def _limits(arch: int) -> DeviceLimits:
 @functools.cache
 def _packed(width: int, dtype: torch.dtype) -> tuple[Case, PackedProblem]:
     case = make_case(width, 1)
-    return case, PackedProblem(case.problem, dtype, CPU)
+    functions = Functions(job_of(case.problem, case.planner, case.x0), 1, CPU)
+    return case, PackedProblem(case.problem, dtype, CPU, functions)
 
 
 def _plan(width: int, dtype: str, tile: Tile, what: str) -> Launch:

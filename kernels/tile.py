@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .function import function_cost
 from .layers import Memory, columns_of, load_rows, network_forward, network_vjp, product, rows_of, store_rows
 from .update import control_of, update_rows
 
@@ -34,13 +35,17 @@ class Model(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Quadratic costs `½ dᵀ S d`, `d = z − goal`: matrices `[columns, columns]`; a goal a row, or each cost's own."""
+    """Quadratic costs `½ dᵀ S d`, `d = z − goal`: matrices `[columns, columns]`; a goal a row, or each cost's own.
+
+    params  of traced costs, `[rows, PARAMS]`
+    """
 
     running: Any
     own_goal: Any
     terminal: Any
     last_own_goal: Any
     goal: Any
+    params: Any
 
 
 class Evaluation(NamedTuple):
@@ -59,10 +64,12 @@ def plan_kernel(
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, TILE: tl.constexpr,
     T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr,
     CHANGE: tl.constexpr, STEP: tl.constexpr, HISTORY: tl.constexpr, KEEP: tl.constexpr, SIZES: tl.constexpr,
-    ONLY_DIVERGED: tl.constexpr, OPTIONS: tl.constexpr,
+    ONLY_DIVERGED: tl.constexpr, OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr,
+    PARAMS: tl.constexpr,
 ):  # fmt: skip
     """Iterations `first … last−1` of a block of problems; without STEP they are evaluated and judged, not moved.
 
+    FUNCTION and LAST_FUNCTION are traced costs (`traced.triton_code`) in the place of the others, or None.
     With ONLY_DIVERGED, which is for a single iteration, it skips blocks in which no problem has diverged.
     """
     pid = tl.program_id(0).to(tl.int64)
@@ -93,6 +100,8 @@ def plan_kernel(
             value, costate = _learned_cost(x, terminal, block, TERMINAL, TILE, SIZES, -1.0)
         if costs.terminal is not None:
             value, costate = _quadratic_cost(x, costs.terminal, costs.goal, costs.last_own_goal, block, NX, TILE, SIZES)
+        if LAST_FUNCTION is not None:
+            value, costate = _function_cost(x, costs, T, block, LAST_FUNCTION, NX, PARAMS, TILE, SIZES)
         _store_states(at.costate, costate, T, block, COLUMNS, NX, T + 1, TILE)
         _store_values(search.terminal, value, 0, block, 1, TILE)
 
@@ -101,6 +110,8 @@ def plan_kernel(
             z = _load_step(at, search, t, block, COLUMNS, NX, NU, T, BOUNDING, TILE)
             if COST is not None:
                 value, grad = _learned_cost(z, cost, block, COST, TILE, SIZES, 1.0)
+            elif FUNCTION is not None:
+                value, grad = _function_cost(z, costs, t, block, FUNCTION, NX, PARAMS, TILE, SIZES)
             else:
                 value, grad = _quadratic_cost(z, costs.running, costs.goal, costs.own_goal, block, NX, TILE, SIZES)
             _store_values(search.running, value, t, block, T, TILE)
@@ -259,6 +270,27 @@ def _learned_cost(z, model, block, NET: tl.constexpr, TILE: tl.constexpr, SIZES:
     value = tl.sum(tl.where(is_first, out, 0.0), 1) * SIGN
     seed = tl.where(is_first, SIGN, tl.zeros((BLOCK_B, OUT), tl.float32))
     return value, network_vjp(seed, mem, NET, TILE) * _vector(model.inv_k, block.zero, COLUMNS)
+
+
+@triton.jit
+def _function_cost(
+    z, costs, t, block, FUNCTION: tl.constexpr, NX: tl.constexpr, PARAMS: tl.constexpr, TILE: tl.constexpr,
+    SIZES: tl.constexpr,
+):  # fmt: skip
+    """The value `[BLOCK_B]` of a traced cost and its gradient in z; a row is read from the scratch, number by number."""
+    COLUMNS: tl.constexpr = z.shape[1]
+    cols, form = columns_of(block, COLUMNS), block.scratch32 + SIZES.form
+    pull = block.scratch32 + SIZES.parked
+    tl.debug_barrier()  # the step before may still read them
+    store_rows(block, form, z, cols, COLUMNS, TILE)
+    store_rows(block, pull, tl.zeros((TILE.block_b, COLUMNS), tl.float32), cols, COLUMNS, TILE)
+    tl.debug_barrier()
+    at, rows = rows_of(block, TILE) * COLUMNS, _rows(block, TILE)
+    value = function_cost(
+        form + at, costs.goal, costs.params, rows, t + at * 0, pull + at, rows < block.total, FUNCTION, NX, PARAMS
+    )
+    tl.debug_barrier()
+    return value, _parked(block, COLUMNS, TILE, SIZES)
 
 
 @triton.jit

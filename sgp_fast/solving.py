@@ -48,7 +48,9 @@ def solve(
     backend       "auto", "eager", "compiled" or "fused" ("fused:tile" or "fused:layered" for one of its regimes);
                   `Plan.stats` says what ran and why
     time_limit_s  no iteration is begun after this many seconds, counted from when the models are prepared and shared among
-                  chunks; the last iterate is returned. `fused` looks at the clock every fifth iteration
+                  chunks (`fused` looks at the clock every fifth iteration). Of the iterates so far, every fifth and the
+                  last, the one of best `Plan.ranking` is then returned; `Plan.iterations` tells how many steps there were.
+                  What a first call compiles, measures or captures is not stopped: see `warmup`
     callback      called with an `Iteration` before each step
 
     A problem that diverges has `Status.DIVERGED` and disturbs no other. Wrong arguments raise before any work.

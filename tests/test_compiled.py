@@ -357,6 +357,20 @@ def test_no_iteration_begins_after_the_time_limit() -> None:
         assert (limited.iterations > 0).all() and (limited.iterations < 200_000).all()
 
 
+@pytest.mark.parametrize("batch", [1, 200])
+def test_out_of_time_the_best_plan_so_far_comes_back(batch: int) -> None:
+    """From a good start, by steps that are far too long."""
+    case = wide_case(batch)
+    settled = planner(precision="float32", iterations=300, step_size=(0.1, 0.001))
+    good = sgp.solve(case.problem, settled, case.x0, init=case.u)
+    settings = planner(precision="float32", iterations=200_000, step_size=2.0, tolerance=0.0)
+    wild = sgp.solve(case.problem, settings, case.x0, init=good, time_limit_s=0.2, backend="compiled")
+    assert (wild.iterations > 0).all() and (wild.iterations < 200_000).all()
+    assert (wild.ranking <= good.ranking + 1e-5 * good.ranking.abs()).all()
+    free = sgp.solve(case.problem, dataclasses.replace(settings, iterations=7), case.x0, init=good, backend="compiled")
+    assert (free.ranking > good.ranking).any()
+
+
 def test_going_on_with_the_moments_is_one_uninterrupted_run() -> None:
     case = wide_case(B)
 
@@ -390,7 +404,6 @@ def test_what_is_not_covered_says_so_and_what_would_work() -> None:
         "callback": (case, {"precision": "float32"}, {"callback": lambda at: None}),
         "AutogradDynamics": (module, {"precision": "float32"}, {}),
         "pre-norm blocks": (blocks, {"precision": "float32"}, {}),
-        "CustomCost": (cases.case("learned", "two arguments"), {"precision": "float32"}, {}),
     }
     for words, (case, options, extra) in asked.items():
         with pytest.raises(ValueError, match=rf"backend 'compiled' cannot plan this: .*{words}.*; use backend='eager'"):

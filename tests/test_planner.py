@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from typing import Any
 
@@ -464,6 +465,33 @@ def test_no_iteration_begins_after_the_time_limit(backend: Backend, monkeypatch:
     shorter = planner(iterations=4)
     assert torch.equal(plan.u, sgp.solve(parabola(), shorter, torch.zeros(2, NX), init=init, backend=backend.name).u)
     assert plan.history is not None and plan.history[:, :4].isfinite().all() and plan.history[:, 4:].isnan().all()
+
+
+@every_backend
+def test_out_of_time_the_best_plan_so_far_comes_back(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a good start, by steps that are far too long, and by a clock that the cost moves: a second an evaluation."""
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    case = cases.case("learned", "quadratic", bounds=(-3.0, 3.0), score_=cases.score())
+
+    def cost(x: Tensor, u: Tensor) -> Tensor:
+        clock[0] += 1
+        return (x - 0.3).square().sum(-1) + 0.1 * u.square().sum(-1)
+
+    problem = dataclasses.replace(case.problem, cost=cost, terminal=None)
+    good = sgp.solve(problem, planner(iterations=200, step_size=0.05), case.x0, backend=backend.name)
+    for limit in (0.5, 5.5, 8.5):
+        wild = sgp.solve(
+            problem, planner(iterations=20, step_size=2.0), case.x0, init=good, backend=backend.name, time_limit_s=limit
+        )
+        assert (wild.iterations == math.ceil(limit)).all()
+        assert torch.equal(wild.u, good.u) and torch.equal(wild.ranking, good.ranking)
+    # With time for all iterations there is nothing to go back to: the plan is the one without a limit.
+    settings = planner(iterations=8, step_size=2.0)
+    limited, free = (
+        sgp.solve(problem, settings, case.x0, init=good, backend=backend.name, time_limit_s=limit) for limit in (100.0, None)
+    )
+    assert torch.equal(limited.u, free.u) and not torch.equal(limited.u, good.u)
 
 
 @every_backend

@@ -8,10 +8,10 @@
     plan.h          the structure that is passed; pack.py mirrors it and packs weights; build.py compiles
 """
 
-from .build import BuildError, Engine, engine, load, why_unavailable
-from .pack import CCost, CPlan, CQuadratic, PackedNetwork, Products, Store, check_layout, pack, uncovered
+from .build import BuildError, Engine, engine, function, load, why_unavailable
+from .pack import COST_FUNCTION, CCost, CPlan, CQuadratic, PackedNetwork, Products, Store, check_layout, pack, uncovered
 
 __all__ = [
-    "BuildError", "CCost", "CPlan", "CQuadratic", "Engine", "PackedNetwork", "Products", "Store", "check_layout", "engine",
-    "load", "pack", "uncovered", "why_unavailable",
+    "COST_FUNCTION", "BuildError", "CCost", "CPlan", "CQuadratic", "Engine", "PackedNetwork", "Products", "Store",
+    "check_layout", "engine", "function", "load", "pack", "uncovered", "why_unavailable",
 ]  # fmt: skip

@@ -98,7 +98,8 @@ class Block {
     std::copy_n(p->m + offset, m.size(), m.begin());
     std::copy_n(p->s + offset, s.size(), s.begin());
     count.assign(p->count + first, p->count + first + R);
-    good = v;
+    good = v, best = v;
+    best_rank.assign(R, std::numeric_limits<float>::infinity());
     active.assign(R, 1), diverged.assign(R, 0), converged.assign(R, 0), taken.assign(R, 0);
     int reached = p->iterations;
     lap(Stage::count);
@@ -113,7 +114,9 @@ class Block {
           break;
         }
       }
-      evaluate<P>(i, p->history != nullptr, false);
+      const bool looks = limited && i % p->look == 0;
+      evaluate<P>(i, p->history != nullptr || looks, false);
+      if (looks) consider<P>();
       if (p->history && writes)
         for (int r = 0; r < R; r++)
           if (active[r]) p->history[(size_t)(first + r) * p->iterations + i] = total(r);
@@ -122,10 +125,55 @@ class Block {
       step(p->step_size[i]);
       lap(Stage::update);
     }
-    do evaluate<P>(p->iterations - 1, true, true);
-    while (judge(reached >= p->settled));  // again where the last step led some rows astray: they went back to before it
+    const auto end = [&] {
+      do evaluate<P>(p->iterations - 1, true, true);
+      while (judge(reached >= p->settled));  // again where the last step led some rows astray: they went back to before it
+    };
+    end();
+    if (reached < p->iterations && go_back<P>()) end();
     if (writes) report();
     lap(Stage::last);
+  }
+
+  // The rank of row r at the present iterate: task cost, and the distance to the data at the last level.
+  template <Products P> void ranks() {
+    rank.resize(R);
+    for (int r = 0; r < R; r++) rank[r] = total(r);
+    if (!p->score || p->penalty == 0) return;
+    const int level = p->level[p->iterations - 1];
+    in_passes([&](int from, int M) {
+      const float* out = forward<P>(w, *p->score, z + (size_t)from * ldz, ldz, M, level, passing.data());
+      for (int row = 0; row < M; row++) {
+        float square = 0;
+        for (int j = 0; j < nz; j++) {
+          const float value = out[row * w.stride + j] / p->score_sigma[level];
+          square += value * value;
+        }
+        rank[(from + row) % R] += 0.5f * p->penalty * square;
+      }
+    });
+  }
+
+  // Keeps the iterate where it is better than all before.
+  template <Products P> void consider() {
+    ranks<P>();
+    for (int r = 0; r < R; r++)
+      if (rank[r] < best_rank[r]) {
+        best_rank[r] = rank[r];
+        std::copy_n(v.begin() + (size_t)r * T * nu, T * nu, best.begin() + (size_t)r * T * nu);
+      }
+  }
+
+  // Out of time: the best iterates come back where the last is worse; rows that have converged or diverged stay. Whether any did.
+  template <Products P> bool go_back() {
+    ranks<P>();
+    bool any = false;
+    for (int r = 0; r < R; r++)
+      if (active[r] && !(rank[r] <= best_rank[r])) {
+        std::copy_n(best.begin() + (size_t)r * T * nu, T * nu, v.begin() + (size_t)r * T * nu);
+        any = true;
+      }
+    return any;
   }
 
   // Gives the time since the last lap to a stage, or to none (`count`); only where the caller wants to know.
@@ -217,6 +265,7 @@ class Block {
 
   template <Products P> void running(bool values) {
     const Cost& c = p->running;
+    if (c.function) return of_function(c, z, ldz, T, cost, g, ldz);
     if (!c.network) {
       for (int t = 0; t < T; t++)
         for (int r = 0; r < R; r++) {
@@ -236,12 +285,19 @@ class Block {
   template <Products P> void terminal() {
     const Cost& c = p->terminal;
     std::fill_n(costate_at(T, 0), (size_t)R * nx, 0.f);
+    if (c.function) return of_function(c, last, nx, 1, last_cost, costate_at(T, 0), nx);
     if (!c.network) {
       for (int r = 0; r < R; r++) last_cost[r] = quadratic(c.x, r, last + (size_t)r * nx, costate_at(T, r));
       return;
     }
     const float* pulled = network_cost<P>(c, last, nx, R, last_cost);
     for (int r = 0; r < R; r++) std::copy_n(pulled + r * w.stride, nx, costate_at(T, r));
+  }
+
+  void of_function(const Cost& c, const float* rows, long ld, int steps, float* value, float* gradient, long ldg) {
+    const float* goal = c.goal ? c.goal + (size_t)first * c.goal_stride : nullptr;
+    const float* params = c.params ? c.params + (size_t)first * c.params_stride : nullptr;
+    c.function(rows, ld, goal, c.goal_stride, params, c.params_stride, 0, steps, R, first, value, gradient, ldg);
   }
 
   // Adds the gradient at x to `gradient` and returns the value.
@@ -385,7 +441,8 @@ class Block {
   float *z, *g, *score;                                   // (x, u), the gradient in them, s(z): a row for each t, r
   float *last, *costate, *difference;                     // x_T [R, nx]; lambda [T + 1, R, nx]
   float *cost, *last_cost, *change;                       // [T, R], [R], [R]
-  std::vector<float> v, good, m, s, grad, count;          // [R, T, nu]; [R]
+  std::vector<float> v, good, best, m, s, grad, count;    // [R, T, nu]; [R]
+  std::vector<float> rank, best_rank;                     // [R]
   std::vector<double> norms;                              // of the gradient, [R]
   std::vector<uint8_t> active, diverged, converged;
   std::vector<int32_t> taken;

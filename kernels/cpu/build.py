@@ -88,7 +88,7 @@ def engine(architecture: str | None = None) -> Engine:
         began = time.perf_counter()
         path = cache_folder() / _name(command, flag) / "engine.so"
         if not path.exists():
-            failure = _compile([*command, *FLAGS, *filter(None, [flag])], path)
+            failure = _compile([*command, *FLAGS, *filter(None, [flag])], SOURCES / "plan.cpp", path)
             if failure is not None:
                 failures.append(failure)
                 continue
@@ -144,14 +144,36 @@ def _processor() -> str:
         return platform.processor()
 
 
-def _compile(command: list[str], path: Path) -> str | None:
-    """Build beside `path` and rename into it; the compiler's first error, or None."""
+@functools.lru_cache(maxsize=256)
+def function(text: str, symbol: str) -> ctypes.c_void_p:
+    """The address of a function of a generated C++ source: compiled once, and kept as engines are. Raises BuildError."""
+    command = compiler()
+    if command is None:
+        raise BuildError("no C++ compiler was found; install g++ or clang++, or set CXX")
+    command = [*command, *FLAGS]
+    digest = hashlib.sha256("\0".join((text, *command, platform.machine())).encode()).hexdigest()[:20]
+    path = cache_folder() / digest / "cost.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "cost.cpp"
+            source.write_text(text, encoding="utf-8")
+            failure = _compile(command, source, path)
+        if failure is not None:
+            raise BuildError(f"{command[0]} could not compile a traced cost: {failure}")
+    try:
+        return ctypes.cast(getattr(ctypes.CDLL(str(path)), symbol), ctypes.c_void_p)
+    except OSError as error:
+        raise BuildError(f"{path} does not load ({error}); delete it, it is built anew") from error
+
+
+def _compile(command: list[str], source: Path, path: Path) -> str | None:
+    """Build a source beside `path` and rename into it; the compiler's first error, or None."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             built = Path(folder) / path.name
             done = subprocess.run(
-                [*command, str(SOURCES / "plan.cpp"), "-o", str(built)], capture_output=True, text=True, check=False
+                [*command, str(source), "-o", str(built)], capture_output=True, text=True, check=False
             )
             if done.returncode != 0 or not built.exists():
                 lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from ctypes import c_double, c_float, c_int32, c_void_p
+from ctypes import c_double, c_float, c_int32, c_long, c_void_p
 from typing import Literal, get_args
 
 import torch
@@ -61,7 +61,19 @@ class CQuadratic(ctypes.Structure):
 
 
 class CCost(ctypes.Structure):
-    _fields_ = [("network", c_void_p), ("x", CQuadratic), ("u", CQuadratic), ("sign", c_float), ("present", c_int32)]
+    _fields_ = [
+        *((name, c_void_p) for name in ("network", "function", "goal", "params")),
+        ("x", CQuadratic),
+        ("u", CQuadratic),
+        ("sign", c_float),
+        *((name, c_int32) for name in ("present", "goal_stride", "params_stride")),
+    ]
+
+
+# `CostFunction` of plan.h: z, ldz, goal, ldgoal, params, ldparams, step, steps, count, first, value, gradient, ldg.
+COST_FUNCTION = ctypes.CFUNCTYPE(
+    None, *(c_void_p, c_long) * 3, c_int32, c_int32, c_int32, c_int32, c_void_p, c_void_p, c_long
+)
 
 
 class CPlan(ctypes.Structure):
@@ -72,9 +84,11 @@ class CPlan(ctypes.Structure):
         ("running", CCost),
         ("terminal", CCost),
         ("control_change", c_float),
+        ("penalty", c_float),
         *((name, c_void_p) for name in ("beta", "step_size", "level")),
         ("adam", c_double * 3),
         *((name, c_double) for name in ("clip", "tolerance", "seconds")),
+        *((name, c_int32) for name in ("look", "unused")),
         *((name, c_void_p) for name in ("x0", "low", "high")),
         *((name, c_int32) for name in ("bound_stride", "reserved")),
         *((name, c_void_p) for name in ("v", "m", "s", "count", "active", "diverged", "converged", "taken", "history")),
@@ -145,7 +159,7 @@ class PackedNetwork:
         products: Products, wide: bool, integers: bool,
     ) -> None:  # fmt: skip
         self._store = store
-        self.integers = False
+        self.integers, self.widths = False, spec.widths
         layers = (CLayer * len(spec.layers))()
         for index, (layer, c) in enumerate(zip(spec.layers, layers, strict=True)):
             assert isinstance(layer, Layer)

@@ -11,12 +11,21 @@ struct Quadratic {
   int32_t n, goal_stride;
 };
 
-// A cost is a network of the row (times `sign`), or quadratic forms of x and u.
+// A cost given as a function: `steps` of `count` rows each, row t * count + r is step `step` + t of problem `first` + r. Writes
+// the values and adds to the gradient. z holds x and then u; goal and params have a row a problem (their `ld` from one to the
+// next), the first of them that of problem `first`.
+typedef void (*CostFunction)(
+    const float* z, long ldz, const float* goal, long ldgoal, const float* params, long ldparams, int step, int steps, int count,
+    int first, float* value, float* gradient, long ldg);
+
+// A cost is a network of the row (times `sign`), a function of it, or quadratic forms of x and u.
 struct Cost {
   const Network* network;
+  CostFunction function;
+  const float *goal, *params;  // the function's
   Quadratic x, u;
   float sign;
-  int32_t present;
+  int32_t present, goal_stride, params_stride;
 };
 
 // Where the time of a plan goes. In the order of `STAGES` in pack.py; `last` is the pass after all iterations.
@@ -31,11 +40,12 @@ struct Plan {
   const float* dynamics_scale;      // x' = x + scale * net
   const float* score_sigma;         // per level, what the network's output is divided by
   Cost running, terminal;
-  float control_change;
+  float control_change, penalty;  // penalty: what |s(z)|^2 / 2 is weighted with where plans are ranked
 
   const float *beta, *step_size;  // per iteration
   const int32_t* level;
   double adam[3], clip, tolerance, seconds;  // clip, seconds: infinite where there is no limit
+  int32_t look, unused;  // under a limit of time, every so many iterations the iterate is held against the best so far
 
   const float *x0, *low, *high;  // bounds null: none; `bound_stride` 0: one for all rows
   int32_t bound_stride, reserved;

@@ -1,7 +1,8 @@
 """The planner on CPUs in native code: `kernels.cpu` runs all iterations of a chunk in one call; see there for how.
 
-It covers problems made of our own parts: `Dynamics`, `Score`, `LearnedCost` and `TerminalValue` over networks of `Layer`s,
-quadratic costs, every option of the planner but float64. `why_not` names what it does not cover.
+It covers `Dynamics` and `Score` over networks of `Layer`s, every cost, every option of the planner but float64. A cost that
+is not of ours is traced and compiled (`kernels.traced`), or, where that cannot be, called back in PyTorch once an iteration.
+`why_not` names what is not covered.
 
 Which products. In float32 the engine multiplies in float32, or, where the processor has matrix tiles, as six bfloat16
 products, whose error is that of float32 (`tests/test_compiled.py` holds it). Which of the two is a rule of the number of
@@ -26,15 +27,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.cpu import CCost, CPlan, CQuadratic, Engine, PackedNetwork, Products, Store, check_layout, uncovered
+from ..kernels.cpu import (
+    COST_FUNCTION,
+    CCost,
+    CPlan,
+    CQuadratic,
+    Engine,
+    PackedNetwork,
+    Products,
+    Store,
+    check_layout,
+    function,
+    uncovered,
+)
 from ..kernels.cpu.pack import PRODUCTS, STAGES
+from ..kernels.traced import cpp_code
+from ..kernels.traced.trace import pack_params
 from ..plan import Plan
 from ..planner import SGP
 from ..problem import Problem
 from .bounding import Bounding
 from .coverage import foreign_part
+from .custom import CustomCosts, Traced, custom_costs, is_custom
 from .eager import Conditions, Evaluation, Search, conclude, start
-from .job import Iteration, Job
+from .job import LOOK, Iteration, Job
 from .stages import Watch, span, watched
 from .version import Version, version
 
@@ -114,7 +130,7 @@ def packed(engine: Engine, problem: Problem, products: Products, wide: bool, few
     store = Store(engine)
 
     def network(part: Any) -> PackedNetwork | None:
-        if getattr(part, "network", None) is None:
+        if is_custom_cost(problem, part) or getattr(part, "network", None) is None:
             return None
         net, z = part.network, part.normalizer
         integers = few[part is problem.score or part is problem.cost]
@@ -125,7 +141,7 @@ def packed(engine: Engine, problem: Problem, products: Products, wide: bool, few
         noise = problem.score.output == "noise"
         keep["sigma"] = problem.score.sigmas.contiguous() if noise else torch.ones_like(problem.score.sigmas)
     for name, part, matrix in (("Q", problem.cost, "Q"), ("R", problem.cost, "R"), ("Qd", problem.terminal, "Q")):
-        if (m := getattr(part, matrix, None)) is not None:
+        if not is_custom(part) and (m := getattr(part, matrix, None)) is not None:
             keep[name] = (m + m.T).contiguous()
     dynamics = network(problem.dynamics)
     assert dynamics is not None
@@ -144,6 +160,7 @@ class Call:
     bounding: Bounding
     search: Search
     products: Products
+    custom: CustomCosts
 
     def weights(self, division: Division) -> Packed:
         """The weights as this division reads them; which are whole numbers does not depend on it, for it is measured."""
@@ -184,7 +201,8 @@ class Call:
             held["low"] = self.bounding.low.expand(wide, nu).contiguous()
             held["high"] = self.bounding.high.expand(wide, nu).contiguous()
         goal = None if at.goal is None else at.goal.expand(R, nx).contiguous()
-        costs = self._cost(net, "running", goal), self._cost(net, "terminal", goal)
+        made = self._cost(net, "running", goal), self._cost(net, "terminal", goal)
+        costs = tuple(cost for cost, _ in made)
         c = CPlan(
             rows=R, horizon=T, nx=nx, nu=nu, iterations=iterations, settled=tables.settled,
             products=PRODUCTS.index(self.products), threads=division.threads, by_columns=division.by_columns,
@@ -192,7 +210,7 @@ class Call:
             tanh_bounds=planner.bounding == "tanh",
             dynamics=net.dynamics.address, score=net.score.address if net.score else None,
             dynamics_scale=net.keep["scale"].data_ptr(), running=costs[0], terminal=costs[1],
-            control_change=problem.control_change, adam=planner.adam,
+            control_change=problem.control_change, penalty=tables.penalty, look=LOOK, adam=planner.adam,
             clip=planner.clip_gradient or math.inf, tolerance=planner.tolerance, seconds=job.deadline - time.monotonic(),
             bound_stride=nu if "low" in held and len(held["low"]) > 1 else 0,
         )  # fmt: skip
@@ -203,14 +221,31 @@ class Call:
         c.clock = None if clock is None else clock.data_ptr()
         if self.engine.library.sgp_solve(ctypes.byref(c)) != 0:
             raise MemoryError(f"no memory for a batch of {R}; lower SGP.memory_limit")
+        for _, called in made:
+            if isinstance(called, Callback) and called.failed:
+                raise called.failed[0]
         if watch is not None and clock is not None:
             for name, seconds in zip(STAGES, clock.mean(0).tolist(), strict=True):
                 watch.add(name, seconds)
         return out
 
-    def _cost(self, net: Packed, which: str, goal: Tensor | None) -> CCost:
+    def _cost(self, net: Packed, which: str, goal: Tensor | None) -> tuple[CCost, Any]:
+        """The structure, and what must live as long as it is read."""
         part = self.job.problem.cost if which == "running" else self.job.problem.terminal
         cost = CCost(present=part is not None, sign=-1.0 if which == "terminal" else 1.0)
+        custom = self.custom.running if which == "running" else self.custom.terminal
+        if isinstance(custom, Traced):
+            params = pack_params(self.at.params, custom.features)
+            cost.function = function(cpp_code.source(custom.expression, custom.features), cpp_code.SYMBOL).value
+            if goal is not None:
+                cost.goal, cost.goal_stride = goal.data_ptr(), goal.shape[1]
+            if params is not None:
+                cost.params, cost.params_stride = params.data_ptr(), params.shape[1]
+            return cost, params
+        if custom is not None:
+            callback = Callback(part, self.at, self.search.v.shape[2], which == "terminal")
+            cost.function = ctypes.cast(callback.pointer, ctypes.c_void_p).value
+            return cost, callback
         network = net.running if which == "running" else net.terminal
         if network is not None:
             cost.network = network.address
@@ -218,7 +253,60 @@ class Call:
             cost.x = _quadratic(net.keep["Q" if which == "running" else "Qd"], goal, part.goal)
             if which == "running":
                 cost.u = _quadratic(net.keep["R"], None, None)
-        return cost
+        return cost, None
+
+
+class Callback:
+    """A cost that the engine calls back, in PyTorch, for all steps of a block of problems; `pointer` is its `CostFunction`.
+
+    The engine cannot pass on what it raises: it is kept in `failed`, and the values are not numbers from then on.
+    """
+
+    def __init__(self, cost: Any, at: Conditions, nu: int, terminal: bool) -> None:
+        self.cost, self.at, self.terminal = cost, at, terminal
+        self.nx, self.nz = at.x0.shape[1], at.x0.shape[1] + (0 if terminal else nu)
+        self.failed: list[BaseException] = []
+        self.pointer = COST_FUNCTION(self._call)
+
+    def _call(
+        self, z: int, ldz: int, _goal: Any, _ldgoal: int, _params: Any, _ldparams: int, step: int, steps: int, count: int,
+        first: int, value: int, gradient: int, ldg: int,
+    ) -> None:  # fmt: skip
+        values = _view(value, steps, count, 1, 1)[..., 0]
+        try:
+            with torch.no_grad():
+                rows = _view(z, steps, count, ldz, self.nz).clone()
+                grads = _view(gradient, steps, count, ldg, self.nz)
+                given, *pulls = self._values(rows, slice(first, first + count), step)
+                values.copy_(given)
+                grads += torch.cat(pulls, -1)
+        except BaseException as error:  # KeyboardInterrupt too
+            self.failed.append(error)
+            values.fill_(torch.nan)
+            _view(gradient, steps, count, ldg, self.nz).fill_(torch.nan)
+
+    def _values(self, rows: Tensor, of: slice, step: int) -> tuple[Tensor, ...]:
+        at = self.at
+        goal = None if at.goal is None else at.goal.expand(len(at.x0), -1)[of]
+        params = {n: p[of] for n, p in at.params.items()} if isinstance(at.params, dict) else at.params
+        params = params[of] if isinstance(params, Tensor) else params
+        if self.terminal:
+            value, grad = self.cost.value_and_grad(rows[0], goal, params)
+            return value[None], grad[None]
+        t = torch.arange(step, step + len(rows))[:, None]
+        return self.cost.value_and_grad(rows[..., : self.nx], rows[..., self.nx :], goal, t, params)
+
+
+def _view(address: int, steps: int, count: int, stride: int, width: int) -> Tensor:
+    """The engine's rows as a tensor `[steps, count, width]`."""
+    numbers = (steps * count - 1) * stride + width
+    flat = torch.frombuffer((ctypes.c_float * numbers).from_address(address), dtype=torch.float32)
+    return flat.as_strided((steps, count, width), (count * stride, stride, 1))
+
+
+def is_custom_cost(problem: Problem, part: Any) -> bool:
+    """Whether a part is a cost, and not one of ours."""
+    return (part is problem.cost or part is problem.terminal) and is_custom(part)
 
 
 @dataclass(frozen=True)
@@ -245,7 +333,8 @@ class Compiled:
     def run(self, job: Job) -> Plan:
         at, bounding, search = start(job)
         products = choose_products(self.engine, job.planner, search.v.shape[1])
-        call = Call(self.engine, job, at, bounding, search, products)
+        custom = custom_costs(job)
+        call = Call(self.engine, job, at, bounding, search, products, custom)
         division = fastest(call)
         with span("native engine"):
             out = call.run(division, job.planner.iterations, watched())
@@ -266,7 +355,7 @@ class Compiled:
         plan.stats.update(
             products=WORDS[products] + ", weights of 24 bits" * call.weights(division).integers,
             instructions=self.engine.instructions, division=str(division),
-            compile_seconds=self.engine.seconds,
+            compile_seconds=self.engine.seconds, **custom.told,
         )  # fmt: skip
         return plan
 
@@ -287,9 +376,10 @@ def fastest(call: Call) -> Division:
     """
     job, rows, threads = call.job, call.search.v.shape[1], torch.get_num_threads()
     ways = divisions(rows, threads)
-    parts: list[Any] = [part for part in job.problem.modules.values() if getattr(part, "network", None) is not None]
-    widths = tuple(part.network.spec.widths for part in parts)
-    key = (call.engine, widths, job.planner.horizon, rows.bit_length(), call.products, threads)
+    net = call.weights(ways[0])
+    widths = tuple(n.widths for n in (net.dynamics, net.score, net.running, net.terminal) if n is not None)
+    costs = tuple(call.custom.told.values())
+    key = (call.engine, widths, costs, job.planner.horizon, rows.bit_length(), call.products, threads)
     if (known := _fastest.get(key)) in ways:
         return known
     if len(ways) == 1 or job.deadline < math.inf:

@@ -5,6 +5,7 @@ Inside, time comes first: `x [T+1, R, nx]` and `u [T, R, nu]`, so that a step is
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from ..plan import Plan, Status
 from ..planner import SGP
 from ..problem import DynamicsModel, Problem
 from .bounding import Bounding
-from .job import Iteration, Job
+from .job import LOOK, Iteration, Job
 from .products import products_of
 from .stages import stage
 
@@ -214,15 +215,12 @@ def conclude(
 ) -> Plan:
     """The plan at an iterate that has been judged; `e` is its evaluation, at the last level and β."""
     problem, planner, tables = job.problem, job.planner, job.tables
-    beta, sigma = tables.beta[-1], tables.sigma[-1]
     u = bounding.control(search.v)
     finite = e.x.isfinite().all(2).all(0) & e.cost.isfinite()
     status = torch.where(search.converged, int(Status.CONVERGED), int(Status.LIMIT))
     status = torch.where(search.diverged | ~finite, int(Status.DIVERGED), status).to(torch.int8)
-    score_norm = torch.zeros_like(e.running)
-    if problem.score is not None and e.score is not None:
-        score_norm = (e.score * problem.score.normalizer.k.to(e.score)).norm(dim=-1)
-    penalty = beta * 0.5 * sigma**2 * score_norm.square().sum(0)
+    score_norm = score_norms(problem, e.running, e.score)
+    penalty = tables.penalty * 0.5 * score_norm.square().sum(0)
     moments = (search.m.transpose(0, 1), search.s.transpose(0, 1), search.count) if planner.keep_moments else None
     return Plan(
         u=u.transpose(0, 1).contiguous(),
@@ -245,13 +243,15 @@ def run(job: Job) -> Plan:
     problem, planner, tables = job.problem, job.planner, job.tables
     at, bounding, search = start(job)
     taken = torch.zeros_like(search.count, dtype=torch.int32)
-    costs, reached = [], planner.iterations
+    costs, reached, best = [], planner.iterations, Best.none(search)
     for i in range(planner.iterations):
         if time.monotonic() > job.deadline:
             reached = i
             break
         u = bounding.control(search.v)
         e = evaluate(problem, at, u, tables.levels[i], tables.beta[i])
+        if job.deadline < math.inf and i % LOOK == 0:
+            best = best.or_better(search.v, ranking(job, u, e, i))
         with stage("update"):
             g = clip(bounding.pull(search.v, e.grad_u), planner.clip_gradient)
             report(job, i, u, e, g)
@@ -268,7 +268,53 @@ def run(job: Job) -> Plan:
     for i, cost in enumerate(costs):
         history[:, i] = cost
     with stage("last pass"):
-        return finish(job, at, bounding, search, reached >= tables.settled, taken, history if planner.record_cost else None)
+        settled, kept = reached >= tables.settled, history if planner.record_cost else None
+        plan = finish(job, at, bounding, search, settled, taken, kept)
+        if reached < planner.iterations and bool((better := best.beats(plan)).any()):
+            plan = finish(job, at, bounding, best.search(search, better), settled, taken, kept)
+        return plan
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best iterate of each problem so far, by `Plan.ranking`: what a plan that runs out of time goes back to."""
+
+    v: Tensor
+    ranking: Tensor
+
+    @classmethod
+    def none(cls, search: Search) -> Best:
+        return cls(search.v, torch.full_like(search.count, torch.inf))
+
+    def or_better(self, v: Tensor, ranking: Tensor) -> Best:
+        """With the iterate v `[T, R, nu]`, where it ranks better."""
+        better = ranking < self.ranking
+        return Best(torch.where(better[:, None], v, self.v), torch.where(better, ranking, self.ranking))
+
+    def search(self, search: Search, rows: Tensor) -> Search:
+        """The search with the best iterates of some rows in the place of theirs."""
+        v, good = (torch.where(rows[:, None], self.v, t) for t in (search.v, search.good))
+        return replace(search, v=v, good=good)
+
+    def beats(self, plan: Plan) -> Tensor:
+        """Which problems of a plan were better before, `[R]`; what has converged or diverged stays as it ended."""
+        return (self.ranking < plan.ranking) & (plan.status == Status.LIMIT)
+
+
+def ranking(job: Job, u: Tensor, e: Evaluation, i: int) -> Tensor:
+    """`Plan.ranking` of the iterate u of iteration i: the score is taken at the last level, whatever that of i."""
+    score, levels = e.score, job.tables.levels
+    if job.problem.score is not None and levels[i] != levels[-1]:
+        score = job.problem.score(torch.cat((e.x[: len(u)], u), -1), levels[-1])
+    value = e.cost + job.tables.penalty * 0.5 * score_norms(job.problem, e.running, score).square().sum(0)
+    return value.nan_to_num(nan=torch.inf)
+
+
+def score_norms(problem: Problem, running: Tensor, score: Tensor | None) -> Tensor:
+    """`‖s̄(z̄_t)‖`, like the running cost `[T, R]`; zeros without a score."""
+    if problem.score is None or score is None:
+        return torch.zeros_like(running)
+    return (score * problem.score.normalizer.k.to(score)).norm(dim=-1)
 
 
 def report(job: Job, i: int, u: Tensor, e: Evaluation, g: Tensor) -> None:

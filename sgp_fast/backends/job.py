@@ -13,6 +13,10 @@ from ..plan import Plan
 from ..planner import SGP
 from ..problem import Problem
 
+# Under a time limit, the iterations from one look to the next: whether there is time left, and whether this is the best plan
+# so far. A look costs a score at the last level, so not every iteration has one.
+LOOK = 5
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -23,6 +27,11 @@ class Tables:
     sigma: tuple[float, ...]
     step_size: tuple[float, ...]
     settled: int
+
+    @property
+    def penalty(self) -> float:
+        """What `½ ‖s̄(z̄)‖²` is weighted with where plans are ranked: `β_end σ_end²`."""
+        return self.beta[-1] * self.sigma[-1] ** 2
 
 
 @dataclass(frozen=True)

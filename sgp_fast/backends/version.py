@@ -37,11 +37,14 @@ def version(problem: Problem) -> Version:
     """The state of the problem's weights now."""
     tensors = tuple(t for part in problem.modules.values() for t in (*part.parameters(), *part.buffers()))
     writes = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-    return Version(tensors, writes, tuple(_sum_of_bits(t.detach()) for t in tensors))
+    return Version(tensors, writes, tuple(sum_of_bits(t.detach()) for t in tensors))
 
 
-def _sum_of_bits(t: Tensor) -> int:
-    """Through NumPy, in this thread: PyTorch's own sum would wake its threads, which then spin where a plan is to run."""
+def sum_of_bits(t: Tensor) -> int:
+    """Of a tensor, whatever it holds; a tensor on a GPU is copied for it.
+
+    Through NumPy, in this thread: PyTorch's own sum would wake its threads, which then spin where a plan is to run.
+    """
     bits = t.cpu().contiguous().flatten()
     whole = bits.numel() * bits.element_size() % 8 == 0
     return int(bits.view(torch.int64 if whole else _AS_INTEGERS[bits.element_size()]).numpy().sum(dtype="int64"))

@@ -21,7 +21,7 @@ from torch import nn
 
 import sgp_fast as sgp
 from sgp_fast.backends import choose
-from sgp_fast.backends.fused import Fused, graph_stats
+from sgp_fast.backends.fused import Fused, graph_stats, work
 from sgp_fast.backends.fused import backend as fused
 from sgp_fast.backends.fused.device import EagerDevice
 from sgp_fast.backends.fused.graphs import GraphCache
@@ -368,19 +368,32 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
 @both_regimes
 def test_a_time_limit_stops_between_slices_and_says_where(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ticking(monkeypatch)
-    monkeypatch.setattr(fused, "SLICE", 2)
+    monkeypatch.setattr(work, "LOOK", 2)
     case = small(batch=2, horizon=1)
 
     def run(iterations: int, limit: float | None) -> sgp.Plan:
         settings = planner(horizon=1, iterations=iterations, precision="float32", record_cost=True)
         return sgp.solve(case.problem, settings, case.x0, **case.given, backend=backend, time_limit_s=limit)
 
-    slices = 2 * fused.SLICE
-    cut, whole = run(3 * fused.SLICE, slices - 0.5), run(slices, None)
+    slices = 2 * work.LOOK
+    cut, whole = run(3 * work.LOOK, slices - 0.5), run(slices, None)
     assert cut.iterations.tolist() == [slices] * 2 and (cut.status == Status.LIMIT).all()
     assert torch.equal(cut.u, whole.u) and torch.equal(cut.x, whole.x) and torch.equal(cut.costate, whole.costate)
     assert cut.history is not None and whole.history is not None
     assert torch.equal(cut.history[:, :slices], whole.history) and cut.history[:, slices:].isnan().all()
+
+
+def test_out_of_time_the_best_plan_so_far_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a good start, by steps that are far too long."""
+    ticking(monkeypatch)
+    case = small(batch=3, horizon=1, scored="score", bounds=(-3.0, 3.0))
+    good = sgp.solve(case.problem, planner(horizon=1, iterations=60, step_size=0.1), case.x0, **case.given, backend="eager")
+    for backend, limit in (("fused:tile", 4.5), ("fused:layered", 4.5), ("fused:layered", 9.5)):
+        settings = planner(horizon=1, iterations=15, step_size=2.0, precision="float32")
+        made = sgp.solve(case.problem, settings, case.x0, **case.given, init=good.u, backend=backend, time_limit_s=limit)
+        start = sgp.solve(case.problem, settings, case.x0, **case.given, init=good.u, backend="eager", time_limit_s=1e-9)
+        assert (made.iterations == (5 if limit < 5 else 10)).all() and (start.iterations == 0).all()
+        assert relative(made.u, good.u) < 1e-6 and relative(made.ranking, start.ranking) < 1e-5
 
 
 def test_a_plan_cut_short_before_its_schedules_ended_has_not_converged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +401,7 @@ def test_a_plan_cut_short_before_its_schedules_ended_has_not_converged(monkeypat
     case = small(batch=1, horizon=1)
     settings = planner(horizon=1, iterations=20, precision="float32", tolerance=1e6, step_size=(0.1, 0.01))
     made = sgp.solve(case.problem, settings, case.x0, **case.given, backend="fused:layered", time_limit_s=0.5)
-    assert made.iterations.tolist() == [fused.SLICE] and made.status.tolist() == [Status.LIMIT]
+    assert made.iterations.tolist() == [work.LOOK] and made.status.tolist() == [Status.LIMIT]
     made = sgp.solve(case.problem, settings, case.x0, **case.given, backend="fused:layered")
     assert made.status.tolist() == [Status.CONVERGED]
 

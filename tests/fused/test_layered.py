@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgp_fast.backends import eager
 from sgp_fast.backends.fused.buffers import Buffers
+from sgp_fast.backends.fused.functions import Functions
 from sgp_fast.backends.fused.layered import Layered
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.job import Job, Tables
@@ -100,7 +101,9 @@ def buffers(work: Job) -> Buffers:
 
 def layered(work: Job, dtype: torch.dtype = torch.float32) -> Layered:
     """The regime over the job's bucket, its workspace NaN."""
-    made = Layered(PackedProblem(work.problem, dtype, DEVICE), work.planner, buffers(work), work.tables.settled)
+    out = buffers(work)
+    packed = PackedProblem(work.problem, dtype, DEVICE, Functions(work, out.rows, DEVICE))
+    made = Layered(packed, work.planner, out, work.tables.settled)
     for tensor in made.workspace:
         tensor.fill_(float("nan"))
     return made

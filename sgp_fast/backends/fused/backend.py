@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import math
 import os
-import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,16 +18,16 @@ from ...planner import SGP
 from ...problem import Problem
 from .. import eager
 from ..coverage import foreign_part
+from ..custom import CustomCosts, custom_costs
 from ..job import Iteration, Job
 from .choice import Key, choose, user_store
 from .device import CudaDevice, Device, EagerDevice
+from .functions import key_of
 from .graphs import GraphCache, GraphStats, bucket
 from .packed import sources
-from .work import Make, PlanWork
+from .work import Make, PlanWork, Slices
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
-# Iterations between two looks at the clock, where there is a time limit: a graph of the whole plan could not be stopped.
-SLICE = 5
 
 
 def why_unavailable() -> str | None:
@@ -83,7 +82,8 @@ class Fused:
             return work
 
         def planned(regime: str) -> PlanWork:
-            entry = cache.get(_key(job, size, regime), sources(job.problem), lambda: made(regime))
+            entry = cache.get(_key(job, size, regime, costs), sources(job.problem), lambda: made(regime))
+            assert isinstance(entry.work, PlanWork)
             work = load(entry.work)
             entry.graph.replay()
             return work
@@ -96,6 +96,7 @@ class Fused:
             prepared = job.problem.prepared(planner.state_dtype, planner.product_dtype, device)
             return eager.Eager("measured fastest").run(replace(job, problem=prepared))
 
+        costs = custom_costs(job)
         with cache.lock:
             candidates = candidates_of(job, size, self.regime)
             bodies: dict[str, Callable[[], Any]] = {name: functools.partial(planned, name) for name in candidates}
@@ -105,19 +106,30 @@ class Fused:
                 plan.stats.update(backend="eager", choice=why)
                 return plan
             if job.deadline < math.inf:
-                work = load(made(regime))
-                _until(job, work)
+                key = ("slices", _key(job, size, regime, costs))
+                entry = cache.get(key, sources(job.problem), lambda: Slices(made(regime), job))
+                assert isinstance(entry.work, Slices)
+                entry.work.capture(device_of(device))
+                work = load(entry.work.plan)
+                entry.graph.replay()
+                entry.work.run(job, device_of(device))
             else:
                 work = planned(regime)
             search, evaluation, taken, history = work.results(rows)
         plan = eager.conclude(job, bounding, search, evaluation, taken, history)
-        plan.stats.update(regime=regime, bucket=size, choice=why, graphs=vars(cache.stats).copy())
+        plan.stats.update(regime=regime, bucket=size, choice=why, graphs=vars(cache.stats).copy(), **costs.told)
         return plan
 
     def _choose(
         self, job: Job, size: int, device: torch.device, bodies: dict[str, Callable[[], Any]]
     ) -> tuple[str, str]:
         """The way to plan this bucket, and why."""
+        costs = custom_costs(job)
+        if not bodies and costs.split is not None:
+            raise ValueError(
+                f"backend 'fused:{self.regime}' holds its cost in the kernel, and this one cannot be traced: {costs.split}; "
+                "use backend='fused', which calls it between kernels"
+            )
         if not bodies:
             raise ValueError(
                 f"backend 'fused:{self.regime}' has no tile for networks as wide as these in {job.planner.precision}; use "
@@ -128,8 +140,9 @@ class Fused:
         if interpreting():
             return next(iter(bodies)), "the first: the interpreter's speed says nothing"
         dtype = job.planner.precision
-        choice = choose(Key.of(job.problem, device_of(device), size, job.planner.horizon, dtype), bodies, device_of(device),
-                        user_store())  # fmt: skip
+        key = Key.of(job.problem, device_of(device), size, job.planner.horizon, dtype)
+        key = replace(key, parts=(*key.parts, *costs.told.items()))
+        choice = choose(key, bodies, device_of(device), user_store())
         return choice.chosen, choice.reason
 
 
@@ -138,28 +151,16 @@ def candidates_of(job: Job, size: int, regime: str | None = None) -> dict[str, M
     from .layered import Layered
     from .tile import tile_plans
 
-    ways: dict[str, Make] = {**tile_plans(job.problem, job.planner, size, job.x0.device), "layered": Layered}
+    tiles = {} if custom_costs(job).split else tile_plans(job.problem, job.planner, size, job.x0.device)
+    ways: dict[str, Make] = {**tiles, "layered": Layered}
     return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 
 
-def _key(job: Job, size: int, regime: str) -> Hashable:
+def _key(job: Job, size: int, regime: str, costs: CustomCosts) -> Hashable:
     """What a graph is captured for, beside the weights that it reads."""
     parts = tuple(id(part) for part in job.problem.modules.values())
     given = (job.low is not None, job.goal is not None)
-    return (parts, job.problem.control_change, job.planner, size, regime, *given)
-
-
-def _until(job: Job, work: PlanWork) -> None:
-    """Iterate while there is time, without a graph, and evaluate."""
-    work.begin()
-    reached = 0
-    while reached < work.iterations and time.monotonic() < job.deadline:
-        last = min(work.iterations, reached + SLICE)
-        work.iterate(reached, last)
-        reached = last
-        if work.buffers.x0.is_cuda:
-            torch.cuda.synchronize(work.buffers.x0.device)
-    work.evaluate(settled=reached >= job.tables.settled)
+    return (parts, job.problem.control_change, job.planner, size, regime, *given, *key_of(costs))
 
 
 def device_of(device: torch.device) -> Device:
@@ -167,13 +168,13 @@ def device_of(device: torch.device) -> Device:
     return _of(device.type, _index(device))[0]
 
 
-def graphs_of(device: torch.device) -> GraphCache[PlanWork]:
+def graphs_of(device: torch.device) -> GraphCache[PlanWork | Slices]:
     """The graphs of a device, one cache for the process: planners share its bounds."""
     return _of(device.type, _index(device))[1]
 
 
 @functools.cache
-def _of(kind: str, index: int | None) -> tuple[Device, GraphCache[PlanWork]]:
+def _of(kind: str, index: int | None) -> tuple[Device, GraphCache[PlanWork | Slices]]:
     device = torch.device(kind, index) if index is not None else torch.device(kind)
     made: Device = CudaDevice(device) if kind == "cuda" else EagerDevice(device)
     return made, GraphCache(made)

@@ -50,6 +50,10 @@ class Device(Protocol):
         """Order the current stream behind the one that called this before, so that buffers have one user at a time."""
         ...
 
+    def finish(self) -> None:
+        """Wait until all that was enqueued on the current stream has run."""
+        ...
+
     def seconds(self, body: Body, repeats: int) -> float:
         """Median seconds of `repeats` runs. None of them warms up."""
         ...
@@ -121,6 +125,9 @@ class CudaDevice:
     def turn(self) -> None:
         self._turns.take()
 
+    def finish(self) -> None:
+        torch.cuda.current_stream(self.device).synchronize()
+
     def seconds(self, body: Body, repeats: int) -> float:
         return _cuda_seconds(self.device, body, repeats)
 
@@ -160,6 +167,10 @@ class EagerDevice:
     def turn(self) -> None:
         if self._turns is not None:
             self._turns.take()
+
+    def finish(self) -> None:
+        if self._turns is not None:
+            torch.cuda.current_stream(self.device).synchronize()
 
     def seconds(self, body: Body, repeats: int) -> float:
         if self._turns is not None:

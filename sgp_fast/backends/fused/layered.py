@@ -6,11 +6,13 @@ cost are networks over all T·R rows at once, and the adjoint is swept back over
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels.function import function_kernel
 from ...kernels.layered_network import LayeredNetwork, Scratch
 from ...kernels.packing import Program
 from ...kernels.pointwise import division, grid, row_stride
@@ -23,6 +25,8 @@ from .packed import PackedModel, PackedProblem
 
 # Numbers of a program of the step, which has one warp: it waits for memory again and again, and many programs hide that.
 STEP_PROGRAM = 32
+# Rows of a program of a traced cost, a row a lane.
+FUNCTION_PROGRAM = 32
 
 
 class Layered:
@@ -56,7 +60,10 @@ class Layered:
 
         self._pull = floats(T + 1, R, columns)  # of the costs, less β s; the terminal cost's comes last
         self._cotangent = floats(R, columns)
-        self._from_goal = floats(0 if packed.curvature is None and packed.last_curvature is None else T * R, columns)
+        learned = packed.curvature is None and packed.last_curvature is None and not packed.functions.present
+        self._from_goal = floats(0 if learned else T * R, columns)
+        self._origin = torch.zeros(1, columns, device=packed.device)
+        self._steps = torch.arange(T, device=packed.device)[:, None]
         self._seed = floats(1, max(net.program.out_columns for net in self._networks.values()))
         self._seed.zero_()[0, 0] = 1.0
         score = packed.score
@@ -96,7 +103,7 @@ class Layered:
     def _begin(self) -> None:
         b = self.buffers
         b.x[:, 0].copy_(b.x0)
-        if self.packed.terminal is None and self.packed.last_curvature is None:
+        if not self.packed.has_terminal:
             b.terminal.zero_()
 
     def _evaluate(self, i: int) -> None:
@@ -130,6 +137,34 @@ class Layered:
             self._quadratic(p.last_curvature, p.last_goal, T, b.terminal, last)
         if p.terminal is not None:
             self._learned("terminal", p.terminal, T, b.terminal, last)
+        if p.functions.costs.running is not None:
+            self._function(p.functions.running, p.functions.calls, 0, b.running, running)
+        if p.functions.costs.terminal is not None:
+            self._function(p.functions.terminal, p.functions.last_calls, T, b.terminal, last)
+
+    def _function(self, function: Any, calls: Callable[..., Any] | None, t: int, value: Tensor, pull: Tensor) -> None:
+        """A cost that is not of ours: traced, in a kernel of its own; else the cost itself, in PyTorch."""
+        p, b, rows = self.packed, self.buffers, len(pull)
+        z = self._from_goal[:rows]
+        self._inputs(z, t, None, goal=self._origin)
+        pull.zero_()
+        if calls is None:
+            params = p.functions.params
+            function_kernel[(-(-rows // FUNCTION_PROGRAM),)](
+                z, b.goal, params, value, pull, t, rows, self._R, FUNCTION=function, STEPS=rows // self._R,
+                COLUMNS=p.columns, NX=p.nx, PARAMS=0 if params is None else params.shape[1], BLOCK_B=FUNCTION_PROGRAM,
+                num_warps=1,
+            )  # fmt: skip
+            return
+        x, u = z[:, : p.nx], z[:, p.nx : p.nx + p.nu]
+        if t == self._T:
+            values, *grads = calls(x, b.goal, p.functions.given)
+            value.copy_(values)
+        else:
+            x, u = x.view(self._T, self._R, -1), u.view(self._T, self._R, -1)
+            values, *grads = calls(x, u, b.goal, self._steps, p.functions.given)
+            value.copy_(values.T)
+        pull[:, : p.nx + p.nu * (len(grads) - 1)].copy_(torch.cat(grads, -1).flatten(0, -2))
 
     def _quadratic(self, curvature: Tensor, own_goal: Tensor, t: int, value: Tensor, pull: Tensor) -> None:
         """`½ dᵀ S d` and `S d`, in float32 whatever the networks' products are in."""
@@ -166,8 +201,7 @@ class Layered:
     def _adjoint(self) -> None:
         """Costates and gradients in the controls, from the horizon's end to its start."""
         net = self._networks["dynamics"]
-        has_last = self.packed.terminal is not None or self.packed.last_curvature is not None
-        self._costate(self._T, self._pull[self._T] if has_last else None, None)
+        self._costate(self._T, self._pull[self._T] if self.packed.has_terminal else None, None)
         for t in reversed(range(self._T)):
             self._costate(t, self._pull[t], net.vjp(self._cotangent, keep=t))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...kernels.packing import PackedNetwork, padded
 from ...problem import Problem
+from .functions import Functions, own
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class PackedProblem:
                     `½ dᵀ S d` with gradient `S d`, `d = z − goal`; None for a learned cost. `last_curvature` is the terminal
                     cost's
     goal            `[1, columns]`, `last_goal` likewise: of the costs themselves, for problems that bring none
+    functions       costs that are not of ours; they are not packed
 
     `refresh` copies all of it from the problem as it is now. It allocates nothing, so that it can be part of a graph.
     """
 
-    def __init__(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, problem: Problem, dtype: torch.dtype, device: torch.device, functions: Functions) -> None:
         self.nx, self.nu = problem.dynamics.nx, problem.dynamics.nu
         self.columns = padded(self.nx + self.nu)
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.functions = dtype, device, functions
+        cost, terminal = own(problem.cost), own(problem.terminal)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, device=device)
@@ -56,12 +59,12 @@ class PackedProblem:
         dynamics = model(problem.dynamics, self.columns)
         assert dynamics is not None
         self.dynamics = dynamics
-        self.score, self.cost = model(problem.score, self.columns), model(problem.cost, 0)
-        self.terminal = model(problem.terminal, 0)
+        self.score, self.cost = model(problem.score, self.columns), model(cost, 0)
+        self.terminal = model(terminal, 0)
         self.scale, self.goal, self.last_goal = zeros(self.columns), zeros(1, self.columns), zeros(1, self.columns)
         self.gain = zeros(1 if problem.score is None else problem.score.levels)
-        self.curvature = zeros(self.columns, self.columns) if hasattr(problem.cost, "Q") else None
-        self.last_curvature = zeros(self.columns, self.columns) if hasattr(problem.terminal, "Q") else None
+        self.curvature = zeros(self.columns, self.columns) if hasattr(cost, "Q") else None
+        self.last_curvature = zeros(self.columns, self.columns) if hasattr(terminal, "Q") else None
         self.control_change = problem.control_change
         self.refresh(problem)
 
@@ -86,9 +89,14 @@ class PackedProblem:
             self.curvature[nx:nz, nx:nz].copy_(problem.cost.R).add_(problem.cost.R.T)
         if self.last_curvature is not None:
             self.last_curvature[:nx, :nx].copy_(problem.terminal.Q).add_(problem.terminal.Q.T)
-        for part, goal in ((problem.cost, self.goal), (problem.terminal, self.last_goal)):
+        for part, goal in ((own(problem.cost), self.goal), (own(problem.terminal), self.last_goal)):
             if getattr(part, "goal", None) is not None:
                 goal[0, :nx].copy_(part.goal)
+
+    @property
+    def has_terminal(self) -> bool:
+        """Whether something stands at the end of the horizon."""
+        return not (self.terminal is None and self.last_curvature is None and self.functions.costs.terminal is None)
 
     @property
     def models(self) -> dict[str, PackedModel]:

@@ -59,6 +59,8 @@ class Receding:
 
     def reads_still(self) -> bool:
         """Whether the problem's weights are the tensors that the graph reads."""
+        if not self._work.functions.stay(self._job):
+            return False
         now = sources(self._job.problem)
         return all(a is b and a.data_ptr() == at for a, b, at in zip(now, self._work.reads, self._addresses, strict=True))
 

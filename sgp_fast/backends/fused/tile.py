@@ -15,6 +15,7 @@ from ...problem import Problem
 from ..stages import WHOLE, stage
 from .arguments import options_of, search_of
 from .buffers import Buffers
+from .functions import own
 from .packed import PackedModel, PackedProblem
 from .work import Make
 
@@ -44,6 +45,11 @@ class TilePlan:
             T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=kept, SIZES=layout,
             BOUNDING="none" if buffers.low is None else planner.bounding,
             OPTIONS=options_of(packed, planner), num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        functions = packed.functions
+        self._constants |= dict(
+            FUNCTION=functions.running, LAST_FUNCTION=functions.terminal,
+            PARAMS=0 if functions.params is None else functions.params.shape[1],
         )  # fmt: skip
         self._change = packed.control_change > 0
 
@@ -76,6 +82,7 @@ class TilePlan:
         costs = Costs(
             packed.curvature, packed.goal if packed.curvature is not None else None,
             packed.last_curvature, packed.last_goal if packed.last_curvature is not None else None, b.goal,
+            packed.functions.params,
         )  # fmt: skip
         models = (_model(m) for m in (packed.dynamics, packed.score, packed.cost, packed.terminal))
         return (
@@ -92,7 +99,7 @@ def _model(model: PackedModel | None) -> Model:
 
 def tile_plans(problem: Problem, planner: SGP, rows: int, device: torch.device) -> dict[str, Make]:
     """The tile regime with each of the tiles worth trying for a bucket, by name; empty where none is known to serve."""
-    parts = (problem.dynamics, problem.score, problem.cost, problem.terminal)
+    parts = (problem.dynamics, problem.score, own(problem.cost), own(problem.terminal))
     networks = [getattr(part, "network", None) for part in parts]
     specs = [network.spec for network in networks if network is not None]
     columns = padded(problem.dynamics.nx + problem.dynamics.nu)

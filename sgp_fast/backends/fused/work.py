@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,9 +13,11 @@ from torch import Tensor
 from ...planner import SGP
 from ...problem import Problem
 from ..eager import Conditions, Evaluation, Search
-from ..job import Job
+from ..job import LOOK, Job
 from ..products import products_of
 from .buffers import Buffers
+from .device import Device, Graph
+from .functions import Functions
 from .graphs import copy_in
 from .packed import PackedProblem, sources
 
@@ -32,6 +36,60 @@ class Regime(Protocol):
 Make = Callable[[PackedProblem, "SGP", Buffers, int], Regime]
 
 
+class Slices:
+    """A plan in slices of `LOOK` iterations with a graph each, so that it can stop between two of them; see `run`."""
+
+    def __init__(self, plan: PlanWork, job: Job) -> None:
+        self.plan, self.settled = plan, job.tables.settled
+        self.reads = plan.reads
+        self._ends = [*range(LOOK, plan.iterations, LOOK), plan.iterations]
+        self._graphs: list[Graph] = []
+        self._judge: dict[bool, Graph] = {}
+
+    @property
+    def bytes(self) -> int:
+        return self.plan.bytes + sum(graph.bytes for graph in (*self._graphs, *self._judge.values()))
+
+    def body(self) -> None:
+        self.plan.begin()
+
+    def capture(self, device: Device) -> None:
+        """The graphs of all slices, where they are not there yet. Capturing runs them: load a job afterwards."""
+        if self._graphs:
+            return
+        for last in self._ends:
+            first = (last - 1) // LOOK * LOOK
+            self._graphs.append(device.capture(functools.partial(self.plan.iterate, first, last)))
+        for settled in (False, True):
+            self._judge[settled] = device.capture(functools.partial(self.plan.evaluate, settled))
+
+    def run(self, job: Job, device: Device) -> None:
+        """Plan until all iterations are done or the deadline has passed; in the latter case, back to the best so far.
+
+        The job was loaded and the body replayed. Plans are ranked at their start and after every slice.
+        """
+        b = self.plan.buffers
+        best, ranking, reached = b.v.clone(), torch.full_like(b.terminal, torch.inf), 0
+        for graph, last in zip(self._graphs, self._ends, strict=True):
+            device.finish()
+            if time.monotonic() > job.deadline:
+                break
+            self._judge[False].replay()
+            now = self.plan.ranking(job)
+            better = now < ranking
+            best = torch.where(better[:, None, None], b.v, best)
+            ranking = torch.where(better, now, ranking)
+            graph.replay()
+            reached = last
+        ended = self._judge[reached >= self.settled]
+        ended.replay()
+        if reached < self.plan.iterations:
+            back = (ranking < self.plan.ranking(job)) & (b.active != 0)
+            b.v.copy_(torch.where(back[:, None, None], best, b.v))
+            b.good.copy_(torch.where(back[:, None, None], best, b.good))
+            ended.replay()
+
+
 class PlanWork:
     """All of a plan: weights as they are now, the search from its start, every iteration, the last evaluation.
 
@@ -41,7 +99,8 @@ class PlanWork:
     def __init__(self, problem: Problem, job: Job, rows: int, device: torch.device, make: Make) -> None:
         planner, tables = job.planner, job.tables
         self.problem, self.reads = problem, sources(problem)
-        self.packed = PackedProblem(problem, planner.product_dtype, device)
+        self.functions = Functions(job, rows, device)
+        self.packed = PackedProblem(problem, planner.product_dtype, device, self.functions)
         self.buffers = Buffers.allocate(
             rows, planner.horizon, self.packed.nx, self.packed.nu, planner.iterations, device,
             bounded=job.low is not None, with_goal=job.goal is not None, with_history=planner.record_cost,
@@ -58,7 +117,7 @@ class PlanWork:
     @property
     def bytes(self) -> int:
         networks = sum(model.network.bytes for model in self.packed.models.values())
-        return networks + self.buffers.bytes + self.regime.bytes
+        return networks + self.buffers.bytes + self.functions.bytes + self.regime.bytes
 
     def body(self) -> None:
         self.begin()
@@ -72,6 +131,15 @@ class PlanWork:
     def evaluate(self, settled: bool) -> None:
         with products_of(self._precision, self.packed.device):
             self.regime.evaluate(settled)
+
+    def ranking(self, job: Job) -> Tensor:
+        """`Plan.ranking` of the rows `[R]`, after an evaluation."""
+        b, score = self.buffers, job.problem.score
+        value = b.running.sum(1) + b.terminal + b.change
+        if score is not None:
+            norm = (b.score * score.normalizer.k.to(b.score)).square().sum((1, 2))
+            value = value + 0.5 * job.tables.penalty * norm
+        return value.nan_to_num(nan=torch.inf)
 
     def begin(self) -> None:
         """What comes before the first iteration. The start was copied in."""
@@ -96,6 +164,7 @@ class PlanWork:
             if static is not None and tensor is not None:
                 rows = tensor.expand(len(at.x0), *tensor.shape[1:]) if len(tensor) == 1 else tensor
                 copy_in(static, rows, name)
+        self.functions.load(at.params)
 
     def results(self, rows: int) -> tuple[Search, Evaluation, Tensor, Tensor | None]:
         """The search, the last evaluation (time-major), the steps taken and the history; copies, for a graph runs again."""

@@ -1,0 +1,86 @@
+"""A traced cost as a Triton device function, for the kernels to call: rows are lanes, and a feature is a vector of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import linecache
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from . import device
+from .expression import Expression, Term, Value
+from .trace import Features
+
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "and": "&", "or": "|"}
+CALLS = {
+    "abs": "tl.abs", "sqrt": "tl.sqrt", "exp": "tl.exp", "log": "tl.log", "sin": "tl.sin", "cos": "tl.cos", "erf": "tl.erf",
+    "floor": "tl.floor", "where": "tl.where", "tanh": "tanh", "expm1": "expm1", "max": "largest", "min": "smallest",
+    "log1p": "log1p", "round": "nearest", "pow": "power", "atan": "atan", "atan2": "atan2",
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def device_function(expression: Expression, features: Features) -> Any:
+    """`cost(z, goal, params, t, out, inside) → value`, a jit function, of the expression of a cost with these features.
+
+    z, goal, params and out point at a row each, `[rows]`: at x and u, at the goal, at the parameters, and to where the
+    gradient in x and u goes; `t [rows]` is the step. Rows that are not `inside` are neither read nor written.
+    """
+    from ..activations import expm1, tanh
+
+    source = _source(expression, features)
+    # The compiler reads a function's text from its file; this one has none, and Python's cache of lines stands for it.
+    name = f"<traced cost {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    used = ("largest", "smallest", "log1p", "nearest", "power", "atan", "atan2")
+    scope: dict[str, Any] = {"tl": tl, "tanh": tanh, "expm1": expm1, "__name__": __name__}
+    scope |= {helper: getattr(device, helper) for helper in used}
+    exec(compile(source, name, "exec"), scope)
+    return triton.jit(scope["cost"])
+
+
+def _source(expression: Expression, features: Features) -> str:
+    """The function's text."""
+    lines = ["def cost(z, goal, params, t, out, inside):"]
+    for index, (op, args) in enumerate(expression.instructions):
+        place = args[0]
+        read = op == "input" and isinstance(place, int)
+        lines.append(f"    v{index} = {_load(place, features) if read else _call(op, [_name(arg) for arg in args])}")
+    value, *gradient = expression.outputs
+    lines += [f"    tl.store(out + {place}, {_name(g)}, mask=inside)" for place, g in enumerate(gradient)]
+    whole = _name(value) if isinstance(value, Term) else f"tl.zeros_like(inside.to(tl.float32)) + {_name(value)}"
+    return "\n".join([*lines, f"    return {whole}", ""])
+
+
+def _load(place: int, features: Features) -> str:
+    """The text that reads an input."""
+    for group, width in features.groups:
+        if place < width:
+            if group == "t":
+                return "t.to(tl.float32)"
+            pointer = {"x": "z", "u": f"z + {features.nx}"}.get(group, group)
+            return f"tl.load({pointer} + {place}, mask=inside, other=0.0)"
+        place -= width
+    raise AssertionError("an input lies in a group")
+
+
+def _call(op: str, args: list[str]) -> str:
+    if op in INFIX:
+        return f" {INFIX[op]} ".join(args)
+    if op == "neg":
+        return f"-{args[0]}"
+    if op == "not":
+        return f"{args[0]} == 0"
+    return f"{CALLS[op]}({', '.join(args)})"
+
+
+def _name(value: Value) -> str:
+    if isinstance(value, Term):
+        return f"v{value.index}"
+    if isinstance(value, bool):
+        return str(value)
+    return f"({value!r})" if math.isfinite(value) else f'float("{value}")'
