@@ -246,7 +246,9 @@ class Compiled:
         at, bounding, search = start(job)
         products = choose_products(self.engine, job.planner, search.v.shape[1])
         call = Call(self.engine, job, at, bounding, search, products)
+        began = time.perf_counter()
         division = fastest(call)
+        tuned = time.perf_counter() - began
         with span("native engine"):
             out = call.run(division, job.planner.iterations, watched())
 
@@ -268,6 +270,7 @@ class Compiled:
             instructions=self.engine.instructions, division=str(division),
             compile_seconds=self.engine.seconds,
         )  # fmt: skip
+        plan.stats["tune_seconds"] = tuned
         return plan
 
 
