@@ -37,8 +37,13 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.21,<3"],
     "cli": ["tyro>=1.0,<2", "rich>=15,<16", "tqdm>=4.70,<5"],
     "report": ["matplotlib>=3.11,<4", "jinja2>=3.1,<4"],
-    # Intervals and the schema of results; the small set of benchmarks for pytest.
-    "bench": ["jsonschema>=4.26,<5", "pytest-benchmark>=5.3,<6", "scipy>=1.17,<2"],
+    # Intervals and the schema of results; the small set of benchmarks for pytest; the GPU driver's counter of energy.
+    "bench": [
+        "jsonschema>=4.26,<5",
+        'nvidia-ml-py>=13.615,<14; platform_system!="Darwin"',
+        "pytest-benchmark>=5.3,<6",
+        "scipy>=1.17,<2",
+    ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 EXTRAS["dev"] = [

@@ -74,11 +74,11 @@ def load_case(
 
 def _run(source: Path) -> Brought:
     """Trained models, planned with as the commands do."""
-    from sgp_fast.commands import DEFAULT, _models, _problem, _trained_bounds
+    from sgp_fast.commands import DEFAULT, models_of, problem_of, trained_bounds
 
-    models = _models(source)
+    models = models_of(source)
     folder = source.resolve() if source.is_dir() else source.resolve().parent
-    return Brought(folder.name or MODELS_FILE, _problem(models, _trained_bounds(models)), DEFAULT)
+    return Brought(folder.name or MODELS_FILE, problem_of(models, trained_bounds(models)), DEFAULT)
 
 
 def _file(source: Path) -> Brought:

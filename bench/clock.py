@@ -39,18 +39,20 @@ def rounds(
     budget: float,
     least: int = 3,
     most: int = MOST_ROUNDS,
+    seed: str = "",
     joules: dict[str, float] | None = None,
     failed: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each, from rounds in which every one has a turn, in an order drawn anew, so that a drift hits all alike.
 
-    `budget` is shared alike: one that has used its share sits out, but not before `least` turns (two, where a turn takes
-    more than its share). `joules` receives the mean energy of a turn, where the driver tells it and turns are long enough
-    for its counter; `failed` what one raised that then sits out, and without `failed` it is raised.
+    Orders are drawn from `seed`: with one for all cases, who runs behind whom would be the same in all. `budget` is shared
+    alike: one that has used its share sits out, but not before `least` turns (two, where a turn takes more than its share).
+    `joules` receives the mean energy of a turn, where the driver tells it and turns are long enough for its counter;
+    `failed` what one raised that then sits out, and without `failed` it is raised.
     """
     share, pause = budget / max(1, len(runs)), PAUSE if device.type == "cpu" else 0.0
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    order, draw = list(runs), random.Random(0)
+    order, draw = list(runs), random.Random(seed)
     spent: dict[str, list[float]] = {name: [] for name in runs}
     while order:
         draw.shuffle(order)

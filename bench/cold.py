@@ -2,7 +2,8 @@
 
     imports   `import torch, sgp_fast`
     first     the rung's own libraries, its runner and its first plan: native code built, kernels compiled, ways measured,
-              graphs captured; `parts` tells what the making took, and of the native engine its build
+              graphs captured; `parts` tells what of it is known: made (the runner), and of ours build (the native
+              engine), tune (ways measured, on CPUs with the packing of weights) and capture (graphs, with their kernels)
     warm      the median of three plans after that
 """
 
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,7 @@ from . import clock, ladder, sweep
 from .cases import Case
 from .rows import ColdRow
 from .rung import Rung
+from .rungs import Ours
 
 # Where compilers and this package keep what they made; an empty folder for each makes a first time of every run.
 CACHES = ("SGP_FAST_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
@@ -84,18 +87,19 @@ def took(rung: Rung, case: Case) -> dict[str, object]:
     if case.device.type == "cuda":
         torch.cuda.synchronize(case.device)
     first = time.perf_counter() - began
+    parts = {"made": made} | (_parts(runner.stats) if isinstance(runner, Ours) else {})
     warm = statistics.median(clock.seconds(runner, case.device) for _ in range(3))
-    parts = {"made": made} | _parts(rung.name)
     return {"first": first, "warm": warm, "parts": parts}
 
 
-def _parts(name: str) -> dict[str, float]:
-    """Of the first plan, what the backends tell."""
-    if name == "compiled":
-        from sgp_fast.kernels.cpu import load
-
-        return {"build": load().seconds}
-    return {}
+def _parts(stats: dict[str, Any]) -> dict[str, float]:
+    """Of the first plan, what its backend tells."""
+    told = {
+        "build": stats.get("compile_seconds"),
+        "tune": stats.get("tune_seconds"),
+        "capture": stats.get("graphs", {}).get("seconds"),
+    }
+    return {name: seconds for name, seconds in told.items() if seconds is not None}
 
 
 def _child(text: str, name: str, device: str) -> dict[str, object]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-
-import sgp_fast as sgp
+from typing import Any
 
 from . import clock, gate, resources, work
 from .cases import Case
-from .rows import PlanRow
+from .rows import LEFT_OUT, PlanRow
 from .rung import Rung, Runner, Unavailable
-from .rungs import RUNGS
+from .rungs import RUNGS, Ours
 
 # What ends in a row's reason rather than in a traceback: whatever a library raises, the other rungs are measured.
 REASONS = (Exception,)
@@ -61,16 +60,23 @@ def measure(
     say(f"{case.name}: {len(runners)} rungs in turns")
     joules: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for name, samples in clock.rounds(runners, case.device, budget=budget, joules=joules, failed=failed).items():
+    taken = clock.rounds(runners, case.device, budget=budget, seed=case.name, joules=joules, failed=failed)
+    for name, samples in taken.items():
         if name in failed:
             yield replace(rows[name], timed=0, reason=failed[name])
             continue
         scale = len(case.x0) / rows[name].timed
-        taken = None if name not in joules else scale * joules[name]
-        row = replace(rows[name], samples=tuple(scale * s for s in samples), joules=taken)
+        energy = None if name not in joules else scale * joules[name]
+        row = replace(rows[name], samples=tuple(scale * s for s in samples), joules=energy)
         if count and min(samples) < COUNTED_BELOW:
             row = _counted(row, runners[name], case)
         yield row
+
+
+def left_out(case: Case, name: str, seconds: float, left: float) -> PlanRow:
+    """The row of a rung that was not begun: it would have taken about so many seconds, and fewer were left."""
+    reason = f"{LEFT_OUT}: about {seconds:,.0f} s, and {left:,.0f} were left"
+    return replace(_row(case, named(name), 0), reason=reason)
 
 
 def named(name: str) -> Rung:
@@ -104,12 +110,11 @@ def _counted(row: PlanRow, runner: Runner, case: Case) -> PlanRow:
             launches = resources.launches(runner, case.device) * row.problems / row.timed / case.planner.iterations
     except REASONS:  # a profiler that cannot run here costs two numbers, not the row
         memory = launches = None
-    chosen = _chosen(case) if row.rung == "auto" else None
+    chosen = _chosen(runner.stats) if row.rung == "auto" and isinstance(runner, Ours) else None
     return replace(row, launches=launches, memory=memory, chosen=chosen)
 
 
-def _chosen(case: Case) -> str:
-    """The backend that `auto` takes, with its regime and reason."""
-    stats = sgp.solve(case.problem, case.planner, case.x0, init=case.init).stats
+def _chosen(stats: dict[str, Any]) -> str:
+    """The backend that `auto` took, with its regime and reason."""
     kind = f"{stats['backend']}:{stats['regime']}" if "regime" in stats else stats["backend"]
     return f"{kind}; {stats.get('choice') or stats['reason']}"

@@ -27,8 +27,9 @@ import torch
 from sgp_fast._files import atomic_path
 from sgp_fast._optional import require
 from sgp_fast.doctor import cpu_model
+from sgp_fast.kernels.tiling import Tile
 
-from .rows import KINDS, Row
+from .rows import KINDS, KernelRow, PlanRow, Row
 
 SCHEMA = 2
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
@@ -50,12 +51,26 @@ class Results:
         """Rows of one kind, in their order."""
         return [row for row in self.rows if isinstance(row, kind)]
 
+    def by_device(self) -> list[Results]:
+        """The rows of each device apart, as they first appear; those of none, of kernels ahead of time, with the first."""
+        devices = list(dict.fromkeys(device for row in self.rows if (device := _device(row)))) or [None]
+        return [
+            Results(self.header, tuple(row for row in self.rows if (_device(row) or devices[0]) == device))
+            for device in devices
+        ]
+
+    @property
+    def device(self) -> str:
+        """What the rows were measured on, by its name."""
+        machine = self.header["machine"]
+        on = next(filter(None, map(_device, self.rows)), "cuda" if machine["gpu"] else "cpu")
+        return machine["cpu"] if on == "cpu" else machine["gpu"] or on
+
     @property
     def where(self) -> str:
         """The circumstances in a line, for a caption: device, commit, versions."""
         machine, versions = self.header["machine"], self.header["versions"]
-        on_gpu = any(getattr(row, "device", "cpu") != "cpu" for row in self.rows)
-        place = machine["gpu"] if on_gpu else f"{machine['cpu']}, {machine['threads']} threads"
+        place = f"{machine['cpu']}, {machine['threads']} threads" if self.device == machine["cpu"] else self.device
         commit = (self.header["commit"] or "unknown")[:7] + (" with changes" if self.header["changed"] else "")
         told = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "jax") if versions.get(name))
         return f"{place}; commit {commit}; {told}; {self.header['date']}"
@@ -91,12 +106,13 @@ def header(command: str, **settings: Any) -> dict[str, Any]:
 class Writer:
     """Rows as they are measured: kept in `rows` and, where there is a file, appended to it, a line at a time.
 
+    A rung that was left out for time has a row that says so, until one of the same case and rung takes its place.
     `done` are the rows that the file held already, where `resume` goes on with one. Raises ValueError for a file that is
     there unasked for, and for one that was begun in other circumstances (`SAME`); either stays as it was.
     """
 
     def __init__(self, path: Path | None, head: dict[str, Any], *, resume: bool = False) -> None:
-        self.path, self.done = path, ()
+        self.path, self.head, self.done = path, head, ()
         if path is not None and path.exists():
             if not resume:
                 raise ValueError(f"{path} exists; --resume goes on with it, another --out leaves it as it is")
@@ -105,15 +121,19 @@ class Writer:
             differs += ["problem"] * (found.get("settings", {}).get("problem") != head["settings"].get("problem"))
             if differs:
                 raise ValueError(f"{path} was begun with another {differs[0]}; give another file, or remove it")
-            self.done = tuple(map(_row, rows))
+            self.head, self.done = found, tuple(map(_row, rows))
             write(path, found, self.done)  # without the line that a kill may have cut
         elif path is not None:
             write(path, head, ())
         self.rows: list[Row] = list(self.done)
 
     def add(self, row: Row) -> None:
-        self.rows.append(row)
-        if self.path is not None:
+        kept = [other for other in self.rows if not _supersedes(row, other)]
+        whole = len(kept) < len(self.rows)
+        self.rows = [*kept, row]
+        if self.path is not None and whole:
+            write(self.path, self.head, self.rows)
+        elif self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
 
@@ -187,10 +207,22 @@ def _parse(path: Path, number: int, line: str) -> Iterator[Any]:
             raise ValueError(f"{path}, line {number}: no JSON ({error}); expected JSON lines of results") from None
 
 
+def _device(row: Row) -> str | None:
+    return getattr(row, "device", None)
+
+
+def _supersedes(row: Row, other: Row) -> bool:
+    """`other` says that its rung was left out for time, and `row` is of the same rung at the same case."""
+    return isinstance(row, PlanRow) and isinstance(other, PlanRow) and other.left_out and other.key == row.key
+
+
 def _row(line: dict[str, Any]) -> Row:
     cls = KINDS[line["kind"]]
     known = {f.name for f in fields(cls)}
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in line.items() if name in known})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in line.items() if name in known}
+    if cls is KernelRow and values["tile"] is not None:
+        values["tile"] = Tile(**values["tile"])
+    return cls(**values)
 
 
 def _line(row: Row | dict[str, Any]) -> str:

@@ -7,9 +7,35 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 
+from sgp_fast.kernels.tiling import Tile
+
+# How the reason begins of a rung that could run, and was not measured because it did not fit in the time of the run.
+LEFT_OUT = "left out for time"
+
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRow:
+class OfRung:
+    """What rows of a rung at a case have in common; `reason`: why it has no numbers there."""
+
+    case: str
+    device: str
+    rung: str
+    label: str
+    reason: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes rows of two files comparable: the same case, the same rung."""
+        return self.case, self.rung
+
+    @property
+    def left_out(self) -> bool:
+        """A run with more time would measure it."""
+        return self.reason is not None and self.reason.startswith(LEFT_OUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow(OfRung):
     """One rung at one case: how right its plan is, and how long one takes.
 
     samples   seconds for the whole batch, one a round; where only `timed` of the `problems` were planned, scaled to all
@@ -23,19 +49,14 @@ class PlanRow:
     memory    bytes allocated at the most in a plan, beyond what was held before
     graphs    bytes of the graphs that the first plan captured, those of ways that were only measured among them
     joules    of a batch, where the driver tells it
-    reason    why there is no time
     """
 
     kind: ClassVar[str] = "plan"
-    case: str
     model: str
     problems: int
     horizon: int
     iterations: int
     precision: str
-    device: str
-    rung: str
-    label: str
     family: str
     timed: int = 0
     samples: tuple[float, ...] = ()
@@ -50,12 +71,6 @@ class PlanRow:
     graphs: float | None = None
     joules: float | None = None
     chosen: str | None = None
-    reason: str | None = None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What makes rows of two files comparable: the same case, the same rung."""
-        return self.case, self.rung
 
     def quantile(self, q: float) -> float | None:
         """Seconds for the batch; the 99th percentile only of fifty samples and more."""
@@ -85,39 +100,30 @@ class CeilingRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColdRow:
+class ColdRow(OfRung):
     """What a rung costs before it plans at full speed, in a process of its own with empty caches; all seconds.
 
     first   the first plan, all that it compiles, tunes and captures included; `warm`: a plan after that
-    parts   of `first`, where they are known: made (the runner), build (the native engine)
+    parts   of `first`, where they are known: made (the runner), build (the native engine), tune (ways measured), capture
+            (graphs)
     pays    plans after which import, first plan and warm plans together take less than with `eager`; None: never
     """
 
     kind: ClassVar[str] = "cold"
-    case: str
-    device: str
-    rung: str
-    label: str
     imports: float | None = None
     first: float | None = None
     warm: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     pays: int | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActRow:
+class ActRow(OfRung):
     """A controller's step end to end: observations on the host in, actions on the host out. Seconds, one sample a step."""
 
     kind: ClassVar[str] = "act"
-    case: str
-    device: str
-    rung: str
-    label: str
     problems: int
     samples: tuple[float, ...] = ()
-    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +171,20 @@ class StageRow:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRow:
-    """What the compiler made of a kernel, ahead of time: see `bench.static`, which tells what the columns are."""
+    """What the compiler made of a kernel, ahead of time (`bench.static`), for an architecture `arch`, sm_90 being 90.
+
+    stack, shared     bytes a program; `spills`: local loads and stores in the code; `tensor_memory`: columns
+    instructions      how many there are of each kind that tells how a kernel works
+    resident          programs that a multiprocessor holds at once
+    flops_us, bytes_us  the two sides of the roofline of a launch; None for chips that were not measured
+    """
 
     kind: ClassVar[str] = "kernel"
     kernel: str
     network: str
     dtype: str
     arch: int
-    tile: dict[str, Any] | None
+    tile: Tile | None
     warps: int
     registers: int
     stack: int
@@ -184,6 +196,22 @@ class KernelRow:
     flops_us: float | None
     bytes_us: float | None
     compile_s: float
+
+    @property
+    def bound(self) -> str:
+        """The longer side of the roofline."""
+        if self.flops_us is None or self.bytes_us is None:
+            return "—"
+        side = "FLOPs" if self.flops_us > self.bytes_us else "bytes"
+        return f"{max(self.flops_us, self.bytes_us):,.0f} µs {side}"
+
+    @property
+    def division(self) -> str:
+        """Tile, warps and stages in short."""
+        tile = self.tile
+        if tile is None:
+            return f"w{self.warps}"
+        return f"{tile.block_b}×{tile.block_n}×{tile.block_k} w{tile.warps} s{tile.stages}"
 
 
 Row = PlanRow | CeilingRow | ColdRow | ActRow | ReturnRow | StageRow | KernelRow

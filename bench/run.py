@@ -1,6 +1,6 @@
 """One run of the suite: ceilings, the ladder over the cases that fit the time, a controller's steps, cold costs.
 
-Rows are written as they come; a run that goes on with a file measures what is not in it.
+Rows are written as they come; a run that goes on with a file measures what is not in it, and what was left out for time.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Run:
         if settings.problem is not None:
             told["problem"] = settings.problem.name
         self.settings, self.say = settings, say
-        self.dropped: list[str] = []
+        self.dropped = False  # something was left out for time
         self.log = Writer(out, records.header(command, **told), resume=resume)
         self.until = time.monotonic() + 60 * settings.minutes
 
@@ -95,21 +95,19 @@ class Run:
         if not self.log.of(CeilingRow):
             self._extend(ceilings.measure(self.settings.device, PRECISIONS[self.settings.device.type]))
 
-    def case(self, case: Case, rungs: Iterable[str]) -> bool:
-        """The rungs that are not measured yet and, unless the user chose the case, fit in the time; whether all did."""
-        dropped: tuple[str, ...] = ()
+    def case(self, case: Case, rungs: Iterable[str]) -> None:
+        """The rungs that are not measured yet and, unless the user chose the case, fit in the time; a row for the others."""
         case, share = case.to(self.settings.device), self.settings.share
-        done = {row.key for row in self.log.of(PlanRow)}
+        done = {row.key for row in self.log.of(PlanRow) if not row.left_out}
         names = tuple(name for name in rungs if name in self.settings.rungs and (case.name, name) not in done)
         if not self.settings.chosen:
             left = self.left * (1 - ACTING)
-            found = sweep.estimates(case, names, self.log.of(PlanRow), share)
+            found = sweep.estimates(case, names, self.log.of(PlanRow), share, self.log.of(CeilingRow))
             names, dropped = sweep.fitting(found, left)
-            for name in dropped:
-                self.dropped.append(f"{case.name}: {name}, about {found[name]:,.0f} s, and {left:,.0f} were left")
+            self.dropped |= bool(dropped)
+            self._extend(ladder.left_out(case, name, found[name], left) for name in dropped)
         if names:
             self._extend(ladder.measure(case, names, budget=share * len(names), say=self.say))
-        return not dropped
 
     def acts(self, specs: Sequence[sweep.Spec]) -> None:
         """Steps of a controller at these sizes."""
@@ -144,6 +142,4 @@ def run(settings: Settings, out: Path | None, *, resume: bool = False, say: Say 
         under_way.acts([sweep.parse(text) for text in settings.cases[:2]] or ACT_SPECS)
         if settings.cold_costs:
             under_way.cold_costs(settings.cases[0] if settings.cases else COLD_CASE, settings.rungs)
-    for text in under_way.dropped:
-        say(f"left out for time: {text}")
     return under_way.log.rows

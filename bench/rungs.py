@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
+
+from torch import Tensor
 
 import sgp_fast as sgp
 from sgp_fast.backends import available
@@ -12,14 +15,28 @@ from .cases import Case
 from .rung import Rung, Runner, Unavailable
 
 
+class Ours:
+    """A case planned by a backend of this package; `stats` are those of the last plan."""
+
+    def __init__(self, case: Case, backend: str) -> None:
+        self.case, self.backend = case, backend
+        self.stats: dict[str, Any] = {}
+
+    def __call__(self) -> Tensor:
+        case = self.case
+        plan = sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend=self.backend)
+        self.stats = plan.stats
+        return plan.u
+
+
 def _ours(backend: str, case: Case) -> Runner:
-    """A backend of this package."""
+    """The runner of a backend of this package, where it can run."""
     kind = backend.partition(":")[0]
     if kind != "auto" and (why := available().get(kind, "not built")) is not None:
         raise Unavailable(why)
     if kind == "fused" and case.device.type != "cuda":
         raise Unavailable("Triton kernels run on GPUs, and the case is on the CPU")
-    return lambda: sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend=backend).u
+    return Ours(case, backend)
 
 
 OURS = tuple(

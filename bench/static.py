@@ -17,7 +17,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,40 +110,11 @@ class Launch:
         return f"{self.kernel}, {self.network}, {self.dtype}{_rows(self.tile)}"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A compiled kernel; `flops_us` and `bytes_us` are the roofline's two sides, None for chips that were not measured."""
-
-    kernel: str
-    network: str
-    dtype: str
-    arch: int
-    tile: Tile | None
-    warps: int
-    registers: int
-    stack: int
-    spills: int
-    shared: int
-    tensor_memory: int
-    instructions: dict[str, int]
-    resident: int
-    flops_us: float | None
-    bytes_us: float | None
-    compile_s: float
-
-    @property
-    def name(self) -> str:
-        return f"sm_{self.arch} {self.kernel}, {self.network}, {self.dtype}{_rows(self.tile)}"
-
-    @property
-    def bound(self) -> str:
-        if self.flops_us is None or self.bytes_us is None:
-            return "—"
-        side = "FLOPs" if self.flops_us > self.bytes_us else "bytes"
-        return f"{max(self.flops_us, self.bytes_us):,.0f} µs {side}"
+def name_of(row: KernelRow) -> str:
+    return f"sm_{row.arch} {row.kernel}, {row.network}, {row.dtype}{_rows(row.tile)}"
 
 
-def broken(row: Row) -> list[str]:
+def broken(row: KernelRow) -> list[str]:
     """The limits that a kernel breaks, in words; empty where it keeps them all."""
     found, count = [], row.instructions
     if row.stack or row.spills:
@@ -187,7 +158,7 @@ def launches(arch: int) -> Iterator[Launch]:
     yield _layered(1024)
 
 
-def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[Row]:
+def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[KernelRow]:
     """Compile launches for an architecture, one at a time."""
     for launch in chosen:
         with compiling(arch) as made:
@@ -196,18 +167,15 @@ def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[Row]:
             yield _row(launch, kernel)
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[KernelRow]) -> str:
     """A line a kernel."""
     head = ("sm", "kernel", "network", "dtype", "tile", "regs", "stack", "spills", "shared", "HGMMA", "HMMA", "UTCMMA",
             "LDGSTS", "FFMA", "a SM", "roofline")  # fmt: skip
     lines: list[tuple[str, ...]] = [head]
     for row in rows:
-        tile, count = row.tile, row.instructions
-        division = f"w{row.warps}"
-        if tile is not None:
-            division = f"{tile.block_b}×{tile.block_n}×{tile.block_k} w{tile.warps} s{tile.stages}"
+        count = row.instructions
         numbers = (row.registers, row.stack, row.spills, row.shared, *(count[name] for name in head[9:14]), row.resident)
-        lines.append((str(row.arch), row.kernel, row.network, row.dtype, division, *map(str, numbers), row.bound))
+        lines.append((str(row.arch), row.kernel, row.network, row.dtype, row.division, *map(str, numbers), row.bound))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<"] * 5 + [">"] * (len(head) - 5)
     return "\n".join(
@@ -215,9 +183,9 @@ def table(rows: list[Row]) -> str:
     )
 
 
-def write(rows: list[Row], path: Path) -> None:
+def write(rows: list[KernelRow], path: Path) -> None:
     """JSON lines: the circumstances, then a line a kernel."""
-    records.write(path, records.header("static"), [KernelRow(**asdict(row)) for row in rows])
+    records.write(path, records.header("static"), rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,16 +210,16 @@ def main(arguments: list[str] | None = None) -> int:
     for arch, found in chosen.items():
         for row in compiled(found, arch):
             rows.append(row)
-            print(f"{row.name}: {row.registers} registers, {row.compile_s:.0f} s", file=sys.stderr, flush=True)
+            print(f"{name_of(row)}: {row.registers} registers, {row.compile_s:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))
     if options.json:
         write(rows, options.json)
-    wrong = [f"{row.name}: {why}" for row in rows for why in broken(row)]
+    wrong = [f"{name_of(row)}: {why}" for row in rows for why in broken(row)]
     print("\n".join(wrong) if wrong else "all limits are kept")
     return int(bool(wrong) and options.check)
 
 
-def _row(launch: Launch, made: Compiled) -> Row:
+def _row(launch: Launch, made: Compiled) -> KernelRow:
     work = launch.work or Work(0, made.bytes * launch.scale)
     flops_us = bytes_us = None
     if made.arch == 90:
@@ -260,7 +228,7 @@ def _row(launch: Launch, made: Compiled) -> Row:
     kind = [str(made.constants[key]) for key in ("CONDITION", "ACTIVATION", "RESIDUAL") if key in made.constants]
     kernel = launch.kernel if launch.tile else " ".join((made.name, *kind))
     kernel += " diverged" if made.constants.get("ONLY_DIVERGED") else ""
-    return Row(
+    return KernelRow(
         kernel=kernel, network=launch.network, dtype=launch.dtype, arch=made.arch,
         tile=launch.tile, warps=made.warps, registers=made.registers, stack=made.stack, spills=made.spills,
         shared=made.shared, tensor_memory=made.tensor_memory, instructions=made.instructions,

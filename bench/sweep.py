@@ -6,22 +6,22 @@
     4   horizons from 4 to 64, widths from 64 to 1024, iterations from 10 to 200
 
 On GPUs the sizes of high throughput come before single plans. A case is begun only if what is known of the rungs' speed says
-that it fits; what does not fit is told, not left out in silence.
+that it fits; what does not fit has a row that says so, and a run that goes on with the file measures it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sgp_fast.planner import Precision
 
-from . import work
+from . import ceilings, work
 from .cases import Case, make_case
 from .ladder import named
-from .rows import PlanRow
+from .rows import CeilingRow, PlanRow
 
 PUBLISHED = ((256, 1), (1024, 1), (256, 64), (1024, 64))
 THROUGHPUT = ((256, 1024), (256, 16384), (1024, 16384))
@@ -35,6 +35,8 @@ SLOW = {"published": 20.0, "frozen": 15.0, "one rollout": 12.0, "compile max-aut
 # Seconds of an iteration whose operators Python starts one by one on a GPU, and those that do not.
 WAITS = {"cpu": 0.0, "cuda": 0.02}
 ONE_LAUNCH = ("cuda graph", "jax", "fused:tile", "fused:layered")
+# Rungs whose products are not PyTorch's: what its products reach in a precision says nothing of theirs.
+OWN_PRODUCTS = {"cpu": ("jax", "compiled", "auto"), "cuda": ("jax",)}
 # Plans of a rung that a case takes at least: the check, the rounds, what is counted.
 PLANS = 6
 # Seconds before a rung's first plan: compilers, and the reference.
@@ -111,22 +113,28 @@ def parse(text: str) -> Spec:
     return Spec(width, problems, **found)
 
 
-def estimates(case: Case, rungs: Iterable[str], known: Iterable[PlanRow], share: float) -> dict[str, float]:
+def estimates(
+    case: Case, rungs: Iterable[str], known: Iterable[PlanRow], share: float, tops: Iterable[CeilingRow] = ()
+) -> dict[str, float]:
     """Seconds that each rung takes at a case: its cold start and plans, by what it took for the work most like this.
 
-    `share` are the seconds that the timed rounds of a rung fill where its plans are short.
+    Rows of the case's own precision tell; where a rung has none yet, those of others do, and its products are taken to be
+    slower by as much as the ceilings of the run, `tops`, differ: a processor without instructions for a precision may need
+    a hundred times as long. `share` are the seconds that the timed rounds of a rung fill where its plans are short.
     """
-    known, batch = list(known), work.of_batch(case)[0]
+    batch, tops = work.of_batch(case)[0], list(tops)
+    known = [row for row in known if row.device == str(case.device) and not row.left_out]
     needs = {row.case: row.flops for row in known if row.flops}  # rows of other algorithms do not hold it
     found = {}
     for name in rungs:
-        like = [row for row in known if row.rung == name and row.device == str(case.device)]
+        like = [row for row in known if row.rung == name]
         if like and not any(row.p50 for row in like):
             found[name] = 0.0  # it cannot run here, and says so at once
             continue
-        count = 1 if named(name).single else len(case.x0)
-        measured = [(row.p50, needs[row.case]) for row in like if row.p50 and row.case in needs]
-        plan = share / PLANS if batch is None else _plan(name, batch, count / len(case.x0), case, measured)
+        part = 1 / len(case.x0) if named(name).single else 1.0
+        measured = [(row.precision, row.p50, needs[row.case]) for row in like if row.p50 and row.case in needs]
+        limits = [] if name in OWN_PRODUCTS[case.device.type] else tops
+        plan = share / PLANS if batch is None else _plan(name, batch, part, case, measured, limits)
         found[name] = COLD.get(name, 0.0) + max(PLANS * plan, 2 * plan + share)
     return found
 
@@ -139,12 +147,24 @@ def fitting(found: dict[str, float], left: float) -> tuple[tuple[str, ...], tupl
     return tuple(kept), tuple(name for name in found if name not in kept)
 
 
-def _plan(name: str, flops: float, part: float, case: Case, measured: list[tuple[float, float]]) -> float:
-    """Seconds of one plan of that part of the batch: at the rate of the work most like it of what was `measured` (seconds,
-    FLOPs), the last of equals; else a guess, low where there are few rows."""
+def _plan(
+    name: str, flops: float, part: float, case: Case, measured: Sequence[tuple[str, float, float]],
+    tops: list[CeilingRow],
+) -> float:
+    """Seconds of one plan of that part of the batch: at the rate of the work most like it of what was `measured` (precision,
+    seconds, FLOPs), the last of equals; else a guess, low where there are few rows. Never faster than the ceiling."""
+
+    def products(precision: str) -> float:  # seconds of the batch's at the ceiling, none where that was not measured
+        top, _ = ceilings.of(tops, precision)
+        return 0.0 if top is None else flops / top
+
+    own = case.planner.precision
     if measured:
-        seconds, done = min(reversed(measured), key=lambda at: abs(math.log(at[1] / flops)))
-        return part * seconds * flops / done
-    few = min(1.0, max(0.05, part * len(case.x0) / 64))
-    waits = case.planner.iterations * WAITS[case.device.type] if name not in ONE_LAUNCH else 0.0
-    return max(part * flops * SLOW.get(name, 1.0) / GUESS[case.device.type] / few, waits)
+        best = [row for row in measured if row[0] == own] or measured
+        precision, seconds, done = min(reversed(best), key=lambda row: abs(math.log(row[2] / flops)))
+        batch = seconds * flops / done + max(0.0, products(own) - products(precision))
+    else:
+        few = min(1.0, max(0.05, part * len(case.x0) / 64))
+        waits = case.planner.iterations * WAITS[case.device.type] if name not in ONE_LAUNCH else 0.0
+        batch = max(flops * SLOW.get(name, 1.0) / GUESS[case.device.type] / few, waits / part)
+    return part * max(batch, products(own))

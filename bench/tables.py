@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from .cold import AGAINST
-from .rows import ActRow, CeilingRow, ColdRow, PlanRow, Row
+from .rows import LEFT_OUT, ActRow, CeilingRow, ColdRow, PlanRow, Row
 from .rungs import RUNGS
 
 # Cases side by side in one table.
@@ -19,8 +19,11 @@ def text(rows: Iterable[Row], ours: str = "auto") -> str:
     rows = list(rows)
     other = {rung.name for rung in RUNGS.values() if not rung.exact}
     of: Callable[[type[Any]], list[Any]] = lambda kind: [row for row in rows if isinstance(row, kind)]  # noqa: E731
-    parts = [ladder(group, ours, other) for group in _groups(of(PlanRow))]
+    plans: list[PlanRow] = of(PlanRow)
+    begun = {row.case for row in plans if not row.left_out}  # the others have no column
+    parts = [ladder(group, ours, other) for group in _groups([row for row in plans if row.case in begun])]
     for title, lines in (
+        (f"{LEFT_OUT}, cases of which nothing was measured", _left_out(row for row in plans if row.case not in begun)),
         ("act() end to end, median ms a step", map(_act, of(ActRow))),
         ("cold costs, seconds", map(_cold, of(ColdRow))),
         ("ceilings of this run", map(_ceiling, of(CeilingRow))),
@@ -70,12 +73,24 @@ def _milliseconds(seconds: float | None) -> str:
 
 def _reasons(rows: Iterable[PlanRow]) -> Iterator[str]:
     """A line for each rung that has no time, with the cases that this is so for where it is not so for all."""
+    rows = list(rows)
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        if row.reason:
+        if row.reason and not row.left_out:
             found.setdefault((row.rung, row.reason), []).append(row.case)
     for (rung, reason), cases in found.items():
         yield f"{rung}: {reason} ({'; '.join(cases) if len(cases) < 3 else f'{len(cases)} cases'})"
+    yield from (f"{LEFT_OUT}, {line.strip()}" for line in _left_out(rows))
+
+
+def _left_out(rows: Iterable[PlanRow]) -> Iterator[str]:
+    """A line for each case with the rungs that were left out for time."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.left_out:
+            found.setdefault(row.case, []).append(f"{row.rung} {(row.reason or '').removeprefix(LEFT_OUT + ': ')}")
+    for case, rungs in found.items():
+        yield f"  {case}: {'; '.join(rungs)}"
 
 
 def _groups(rows: list[PlanRow]) -> Iterator[list[PlanRow]]:
@@ -94,7 +109,9 @@ def _cold(row: ColdRow) -> str:
     if row.reason:
         return f"  {row.rung:<24}—  {row.reason}"
     paid = "" if row.rung == AGAINST else f"  paid back after {row.pays:,} plans" if row.pays else "  never paid back"
-    return f"  {row.rung:<24}import {row.imports:6.2f}  first plan {row.first:8.2f}  then {row.warm:8.4f}{paid}"
+    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row.parts.items() if seconds >= 0.005)
+    told = f"  ({parts})" if parts else ""
+    return f"  {row.rung:<24}import {row.imports:6.2f}  first plan {row.first:8.2f}  then {row.warm:8.4f}{paid}{told}"
 
 
 def _ceiling(row: CeilingRow) -> str:

@@ -137,7 +137,7 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _product_vjp(g: Tensor, w: Tensor) -> Tensor:
-    return (g.to(w.dtype) @ w).to(g.dtype)
+    return g @ w if w.dtype == g.dtype else (g.to(w.dtype) @ w).to(g.dtype)
 
 
 def _normalise(weights: Weights, name: str, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -67,8 +67,8 @@ def plan_command(
         states: Write the states that the plans foresee, too.
         resume: Go on with what is there; --no-resume replaces it.
     """
-    models = _models(run)
-    problem = _problem(models, _trained_bounds(models))
+    models = models_of(run)
+    problem = problem_of(models, trained_bounds(models))
     done = plan_file(
         problem, planner, starts, out, chunk=chunk, seed=seed, backend=backend, states=states, resume=resume, progress=True
     )
@@ -108,12 +108,12 @@ def evaluate_command(
     batch_size = episodes if batch_size is None else batch_size
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    models = _models(run)
+    models = models_of(run)
     env = env or models.info.get("env_id")
     if not env:
         raise ValueError(f"{run} does not say which environment its data are of; give one, for example --env Hopper-v5")
     env, bounds = _suited(models, gym, env)
-    controller = MPC(_problem(models, bounds), planner, batch_size, backend=backend, seed=seed)
+    controller = MPC(problem_of(models, bounds), planner, batch_size, backend=backend, seed=seed)
     evaluation = evaluate(controller, env, episodes=episodes, steps=steps, seeds=seed, progress=True)
     print(evaluation.table())
     home = run if run.is_dir() else run.parent
@@ -143,7 +143,7 @@ def read_settings(path: Path) -> SGP:
     return dataclasses.replace(DEFAULT, **data)
 
 
-def _models(run: Path) -> Models:
+def models_of(run: Path) -> Models:
     """The models of a run of training; where there are none, what `run` is instead, and what to do about it."""
     remedy = f"train one: sgp-fast train DATA {run}"
     if run.is_dir() and not (run / MODELS_FILE).is_file():
@@ -181,11 +181,12 @@ def _suited(models: Models, gym: Any, env: str) -> tuple[str, tuple[np.ndarray, 
     return env, (np.asarray(action.low), np.asarray(action.high))
 
 
-def _problem(models: Models, bounds: tuple[np.ndarray, np.ndarray]) -> Problem:
+def problem_of(models: Models, bounds: tuple[np.ndarray, np.ndarray]) -> Problem:
+    """What a run's models plan under these limits of the actions."""
     return Problem(dynamics=models.dynamics, cost=models.cost, score=models.score, bounds=bounds)
 
 
-def _trained_bounds(models: Models) -> tuple[np.ndarray, np.ndarray]:
+def trained_bounds(models: Models) -> tuple[np.ndarray, np.ndarray]:
     """The action bounds of the training data's environment; where it was not known, the range of the actions in the data."""
     known = models.info.get("action_range")
     if known is None:

@@ -72,8 +72,9 @@ class Network(nn.Module):
     def vjp(self, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Pullback]:
         """Output, and the function that maps a cotangent of the output to one of `z`."""
         saved: Saved = []
-        out = network_forward_ref(self.spec, self.weights, z, condition, saved)
-        return out, lambda grad: network_vjp_ref(self.spec, self.weights, saved, grad, condition)
+        weights = self.weights
+        out = network_forward_ref(self.spec, weights, z, condition, saved)
+        return out, lambda grad: network_vjp_ref(self.spec, weights, saved, grad, condition)
 
     def extra_repr(self) -> str:
         return f"{self.spec.inputs} → {' → '.join(map(str, self.spec.widths))}"
@@ -132,10 +133,11 @@ class Dynamics(nn.Module):
     def vjp(self, x: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """Next state, and the map `λ ↦ ((∂_x f)ᵀ λ, (∂_u f)ᵀ λ)`."""
         out, pull = self.network.vjp(self.normalizer(torch.cat((x, u), -1)))
+        nx = x.shape[-1]
 
         def pullback(costate: Tensor) -> tuple[Tensor, Tensor]:
             g = pull(costate * self.scale) / self.normalizer.k
-            return costate + g[..., : self.nx], g[..., self.nx :]
+            return costate + g[..., :nx], g[..., nx:]
 
         return torch.addcmul(x, out, self.scale), pullback
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -332,6 +333,20 @@ def test_two_python_threads_plan_at_once(two_threads: None) -> None:
 def _solve_in_child(queue: Any) -> None:
     torch.set_num_threads(2)
     queue.put(plan(wide_case(12), "compiled", "float32").u.numpy())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not let a process choose its cores")
+def test_a_process_keeps_its_cores_and_plans_on_one(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "divisions", lambda rows, threads: [compiled.Division(2, by_columns=False)])
+    case, before = wide_case(8), os.sched_getaffinity(0)
+    want = plan(case, "compiled", "float32")
+    assert os.sched_getaffinity(0) == before
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert torch.equal(plan(case, "compiled", "float32").u, want.u)
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_a_forked_process_plans() -> None:

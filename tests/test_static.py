@@ -17,12 +17,13 @@ import pytest
 pytest.importorskip("triton", reason="triton has wheels for Linux only")
 
 from sgp_fast.bench.offline import compiling
-from sgp_fast.bench.static import CHIPS, Row, broken, launches, table
+from sgp_fast.bench.rows import KernelRow
+from sgp_fast.bench.static import CHIPS, broken, launches, table
 from sgp_fast.kernels.tiling import Tile
 
 ROOT = Path(__file__).parents[1]
 COUNTS = dict.fromkeys(("HGMMA", "UTCMMA", "HMMA", "FFMA", "LDGSTS", "UTMALDG", "LDL", "STL"), 0)
-FINE = Row(
+FINE = KernelRow(
     kernel="plan_kernel", network="SGP 4×256", dtype="bf16", arch=90, tile=Tile(64, 256, 32), warps=8, registers=255,
     stack=0, spills=0, shared=61440, tensor_memory=0, instructions=COUNTS | {"HGMMA": 287, "LDGSTS": 808}, resident=1,
     flops_us=3.0, bytes_us=12.0, compile_s=20.0,

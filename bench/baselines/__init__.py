@@ -9,8 +9,9 @@
     cuda graph      … all iterations as one CUDA graph, captured by hand
     jax             the whole plan under one jit, scans over iterations and time (optional: needs jax)
 
-Each is as good as it can be made, and answers the same controls as `sgp_fast` up to rounding. They cover problems of our
-networks of plain layers with a learned cost, a score or none, and projected controls; `batch.py` says what they refuse.
+With 16 bits, networks are wholly so between their ends; JAX joins what is between two products itself, and keeps float32
+there. Each is as good as it can be made, and answers the same controls as `sgp_fast` up to rounding. They cover problems of
+our networks of plain layers with a learned cost, a score or none, and projected controls; `batch.py` says what they refuse.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .wrapped import compiled, cuda_graph
 
 def autograd(case: Case) -> Runner:
     """Batched autograd: weights frozen, one rollout, no step of the dynamics that no cost depends on, fused Adam."""
-    batch = batch_of(case, EVERY)
+    batch = batch_of(case, EVERY, narrow=True)
 
     def plan() -> torch.Tensor:
         u = batch.u.clone().requires_grad_()

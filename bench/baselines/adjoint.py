@@ -26,7 +26,7 @@ from sgp_fast.models import Dynamics, Network, Normalizer, Score
 
 from ..cases import Case
 from ..rung import Runner
-from .batch import EVERY, Batch, batch_of
+from .batch import EVERY, Batch, Narrow, batch_of
 
 aten = torch.ops.aten
 Kept = list[tuple[Any, ...]]
@@ -67,10 +67,8 @@ class AdjointLayer(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, tuple[Any, ...]]:
         """Rows `[N, width]` of rows `x [N, inputs]`, and what `pull` needs; `c [1, width]` conditions."""
-        layer, w = self.layer, self.weight
-        # As `eager` does: 16-bit products are rounded once, and the bias is added in float32.
-        same = w.dtype == x.dtype
-        h = torch.addmm(self.bias, x, w.t()) if same else torch.mm(x.to(w.dtype), w.t()).to(x.dtype) + self.bias
+        layer = self.layer
+        h = F.linear(x, self.weight, self.bias)
         if layer.condition != "none" and c is not None:
             h = h * c if layer.condition == "multiply" else h + c
         moments = None
@@ -82,7 +80,7 @@ class AdjointLayer(nn.Module):
 
     def pull(self, g: Tensor, kept: tuple[Any, ...], c: Tensor | None) -> Tensor:
         """`(∂y/∂x)ᵀ g`, rows `[N, inputs]`."""
-        layer, w = self.layer, self.weight
+        layer = self.layer
         h, y, moments = kept
         d = self.gradient(g, h, y)
         if moments is not None:
@@ -90,14 +88,14 @@ class AdjointLayer(nn.Module):
             d = aten.native_layer_norm_backward(d, moments[0], (layer.width,), *moments[1:], self.gain, self.offset, mask)[0]
         if layer.condition == "multiply" and c is not None:
             d = d * c
-        d = torch.mm(d.to(w.dtype), w).to(g.dtype)
+        d = torch.mm(d, self.weight)
         return g + d if layer.residual else d
 
 
 class AdjointNetwork(nn.Module):
-    """`net((z − b)/k)` of rows z, and its input-gradient."""
+    """`net((z − b)/k)` of rows z, and its input-gradient; inside, all is in the dtype of the products."""
 
-    def __init__(self, network: Network, normalizer: Normalizer) -> None:
+    def __init__(self, network: Network | Narrow, normalizer: Normalizer) -> None:
         super().__init__()
         w = network.weights
         self.layers = nn.ModuleList()
@@ -108,22 +106,24 @@ class AdjointNetwork(nn.Module):
             self.layers.append(AdjointLayer(layer, w[f"{name}.weight"], w[f"{name}.bias"], norm))
         self.table = _constant(w["embedding"]) if "embedding" in w else None
         self.b, self.k = _constant(normalizer.b), _constant(normalizer.k)
+        self.dtype = w["layers.0.weight"].dtype
 
     def forward(self, z: Tensor, level: Tensor | None = None) -> tuple[Tensor, Kept]:
-        h, kept = (z - self.b) / self.k, []
+        h, kept = _in(self.dtype, (z - self.b) / self.k), []
         # A row by index_select: indexing by a tensor of one number would ask the device for it.
         c = None if self.table is None or level is None else self.table.index_select(0, level)
         for layer in self.layers:
             h, saved = layer(h, c)
             kept.append(saved)
-        return h, kept
+        return _in(z.dtype, h), kept
 
     def pull(self, g: Tensor, kept: Kept) -> Tensor:
         """`(∂net/∂z)ᵀ g`, of a network without conditioning."""
-        for layer, saved in zip(reversed(self.layers), reversed(kept), strict=True):
+        d = _in(self.dtype, g)
+        for layer, saved in zip(list(self.layers)[::-1], reversed(kept), strict=True):  # its own reversal is slow
             assert isinstance(layer, AdjointLayer)
-            g = layer.pull(g, saved, None)
-        return g / self.k
+            d = layer.pull(d, saved, None)
+        return _in(g.dtype, d) / self.k
 
 
 class Adjoint(nn.Module):
@@ -202,7 +202,7 @@ def start_of(u: Tensor) -> Tensor:
 
 def adjoint(case: Case) -> Runner:
     """The iteration as it stands, an operation at a time."""
-    batch = batch_of(case, EVERY)
+    batch = batch_of(case, EVERY, narrow=True)
     model, steps, start = Adjoint(batch), steps_of(batch), start_of(batch.u)
 
     @torch.no_grad()
@@ -218,6 +218,10 @@ def adjoint(case: Case) -> Runner:
 
 def _adjoint(of: Dynamics | LearnedCost | Score) -> AdjointNetwork:
     return AdjointNetwork(of.network, of.normalizer)
+
+
+def _in(dtype: torch.dtype, t: Tensor) -> Tensor:
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:

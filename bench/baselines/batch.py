@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgp_fast.backends.coverage import foreign_part
 from sgp_fast.costs import LearnedCost
 from sgp_fast.kernels.network import Block, NetworkSpec
-from sgp_fast.models import Dynamics, Score, cast
+from sgp_fast.models import Dynamics, Network, Score, cast
 from sgp_fast.schedule import table
 
 from ..cases import Case
@@ -34,7 +35,8 @@ class Step(NamedTuple):
 class Batch:
     """Problems to plan: `x0 [B, nx]`, controls to start from `u [T, B, nu]`, limits `[B, nu]`, or None without any.
 
-    The models are frozen copies in the planner's dtypes: products in `precision`, all else in float32, or float64 with that.
+    The models are frozen copies in the planner's dtypes: products in `precision`, all else in float32, or float64 with that;
+    networks wholly in 16 bits where `batch_of` was asked for these.
     """
 
     dynamics: Dynamics
@@ -58,8 +60,37 @@ class Batch:
         return torch.optim.Adam([u], betas=(b1, b2), eps=eps, fused=fused)
 
 
-def batch_of(case: Case, precisions: tuple[str, ...]) -> Batch:
-    """The case, laid out; Unavailable where the baselines do not cover it, or where `precisions` lacks the planner's."""
+class Narrow(nn.Module):
+    """A network that holds and passes on all its numbers in the dtype of its products, for inputs and outputs of another.
+
+    That is how 16 bits pay in plain library calls: what is written between two products is half as long, and one call
+    makes product and bias.
+    """
+
+    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network.to(dtype), dtype
+
+    @property
+    def spec(self) -> NetworkSpec:
+        return self.network.spec
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.network.weights
+
+    def condition(self, at: Tensor | int) -> Tensor | None:
+        return self.network.condition(at)
+
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.network(z.to(self.dtype), condition).to(z.dtype)
+
+
+def batch_of(case: Case, precisions: tuple[str, ...], *, narrow: bool = False) -> Batch:
+    """The case, laid out; Unavailable where the baselines do not cover it, or where `precisions` lacks the planner's.
+
+    `narrow`: networks wholly in the dtype of the products, for callers whose compiler does not join what is between these.
+    """
     planner, problem = case.planner, case.problem
     if planner.precision not in precisions:
         raise Unavailable(f"multiplies in {', '.join(precisions)}; the case wants {planner.precision}")
@@ -68,7 +99,12 @@ def batch_of(case: Case, precisions: tuple[str, ...]) -> Batch:
     state, products, device = planner.state_dtype, planner.product_dtype, case.device
 
     def part(model: Any) -> Any:
-        return None if model is None else cast(model, state, products).to(device)
+        if model is None:
+            return None
+        made: Any = cast(model, state, products).to(device)
+        if narrow and products != state:
+            made.network = Narrow(made.network, products)
+        return made
 
     u = case.init.to(state).transpose(0, 1).clone(memory_format=torch.contiguous_format)
     low = high = None

@@ -34,7 +34,7 @@ def compiled(case: Case, *, mode: str) -> Runner:
         raise Unavailable("reduce-overhead adds CUDA graphs to the default mode, and on CPUs there are none")
     if (why := _no_compiler(gpu)) is not None:
         raise Unavailable(why)
-    batch = batch_of(case, EVERY)
+    batch = batch_of(case, EVERY, narrow=True)
     model, steps, start = Adjoint(batch), steps_of(batch), start_of(batch.u)
     graphs = gpu and mode != "default"
     # On CPUs max-autotune has products for no weights but frozen ones, which are packed ahead of time. The default mode was
@@ -90,7 +90,7 @@ def cuda_graph(case: Case) -> Runner:
     """The whole plan, every iteration of it, captured once by hand and replayed."""
     if case.device.type != "cuda":
         raise Unavailable("a CUDA graph needs a GPU")
-    return GraphedPlan(batch_of(case, EVERY), capture)
+    return GraphedPlan(batch_of(case, EVERY, narrow=True), capture)
 
 
 class GraphedPlan:

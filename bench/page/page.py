@@ -1,4 +1,4 @@
-"""What the template shows: for each file its figures, its tables, its circumstances, and what it does not measure."""
+"""What the template shows: for each device of each file its figures, tables, circumstances, and what was not measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sgp_fast.report.numbers import NONE
 from sgp_fast.report.svg import PALETTE
 
 from ..records import Results
-from . import accuracy, control, ladder, limits, plans, returns, stages
+from . import accuracy, control, kernels, ladder, limits, plans, returns, stages
 from .section import Section
 from .words import WORDS
 
@@ -25,13 +25,15 @@ FIGURES = {
     "stages": stages.stages,
     "act": control.act,
     "cold": control.cold,
+    "kernels": kernels.kernels,
 }
 
 
 def context(named: Sequence[tuple[str, Results]]) -> dict[str, Any]:
     """Everything that the template needs, by name."""
+    parts = [(name, part) for name, results in named for part in results.by_device()]
     return {
-        "files": [_file(name, results, f"f{i}") for i, (name, results) in enumerate(named)],
+        "files": [_file(name, part, f"f{i}") for i, (name, part) in enumerate(parts)],
         "palette": {name.replace("_", "-"): shades for name, shades in PALETTE.items()},
     }
 
@@ -39,11 +41,10 @@ def context(named: Sequence[tuple[str, Results]]) -> dict[str, Any]:
 def _file(name: str, results: Results, ident: str) -> dict[str, Any]:
     sections = [section for draw in FIGURES.values() if (section := draw(results, ident)) is not None]
     shown = {section.key for section in sections}
-    machine = results.header["machine"]
     return {
         "id": ident,
         "name": name,
-        "device": machine["gpu"] or machine["cpu"],
+        "device": results.device,
         "where": results.where,
         "facts": plans.facts(results),
         "sections": [_section(section, ident) for section in sections],

@@ -10,7 +10,7 @@ _QUALITY = "sgp-fast bench quality FILE"
 
 @dataclass(frozen=True)
 class Words:
-    """`what` completes "Not measured in this file: …"; `command` measures it."""
+    """`what` completes "Not measured here: …"; `command` measures it."""
 
     title: str
     caption: str
@@ -104,5 +104,14 @@ WORDS = {
         "each stage could take by the ceilings of the same run, and its distance to that.",
         "which stage of the algorithm takes the time, and how far it is from its own roofline",
         "sgp-fast profile --out FILE",
+    ),
+    "kernels": Words(
+        "Kernels, compiled ahead of time",
+        "What the compiler makes of each kernel for each architecture, without a GPU: across, the registers of a thread, of "
+        "which there are 255; a cross needs a stack or spills. The table has shared memory, the instructions that tell how "
+        "a kernel works, how many programs a multiprocessor holds at once, and a roofline of a launch over 16,384 problems "
+        "on an H200. No time here was measured.",
+        "registers, spills, shared memory and matrix instructions of every kernel",
+        "sgp-fast bench static --out FILE",
     ),
 }

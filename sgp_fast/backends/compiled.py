@@ -335,7 +335,9 @@ class Compiled:
         products = choose_products(self.engine, job.planner, search.v.shape[1])
         custom = custom_costs(job)
         call = Call(self.engine, job, at, bounding, search, products, custom)
+        began = time.perf_counter()
         division = fastest(call)
+        tuned = time.perf_counter() - began
         with span("native engine"):
             out = call.run(division, job.planner.iterations, watched())
 
@@ -357,6 +359,7 @@ class Compiled:
             instructions=self.engine.instructions, division=str(division),
             compile_seconds=self.engine.seconds, **custom.told,
         )  # fmt: skip
+        plan.stats["tune_seconds"] = tuned
         return plan
 
 

@@ -38,7 +38,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A rollout with its costs and gradient; tensors time-major."""
+    """A rollout with its costs and gradient; tensors time-major. `x [T+1, R, nx]`, without x_T where nobody asked for it."""
 
     x: Tensor
     costate: Tensor
@@ -71,8 +71,12 @@ def adjoint(pullbacks: Pullbacks, grad_x: Tensor, grad_u: Tensor, last: Tensor) 
         λ_t = ∂_x c_t − β s_{x,t} + (∂_x f_t)ᵀ λ_{t+1}
 
     `grad_x [T, R, nx]` and `grad_u [T, R, nu]` are the first two terms of each. Returns `g [T, R, nu]`, `λ [T+1, R, nx]`.
+    With λ_T = 0 the last step chains nothing back, and its pullback may be missing.
     """
     costates, gradients = [last], []
+    if len(pullbacks) < len(grad_u):
+        costates.append(grad_x[-1])
+        gradients.append(grad_u[-1])
     for t in range(len(pullbacks) - 1, -1, -1):
         from_x, from_u = pullbacks[t](costates[-1])
         gradients.append(grad_u[t] + from_u)
@@ -80,12 +84,19 @@ def adjoint(pullbacks: Pullbacks, grad_x: Tensor, grad_u: Tensor, last: Tensor) 
     return torch.stack(gradients[::-1]), torch.stack(costates[::-1])
 
 
-def evaluate(problem: Problem, at: Conditions, u: Tensor, level: int, beta: float | Tensor) -> Evaluation:
-    """One pass of the planner: forward in time, costs and scores of all T·R rows at once, backward chaining."""
+def evaluate(
+    problem: Problem, at: Conditions, u: Tensor, level: int, beta: float | Tensor, *, last_state: bool = True
+) -> Evaluation:
+    """One pass of the planner: forward in time, costs and scores of all T·R rows at once, backward chaining.
+
+    Only a terminal cost depends on x_T. Without one the last step has no gradient, and is left out unless `last_state`.
+    """
+    T = len(u)
+    steps = T if problem.terminal is not None else T - 1
     with stage("rollout"):
-        x, pullbacks = rollout(problem.dynamics, at.x0, u)
+        x, pullbacks = rollout(problem.dynamics, at.x0, u[: T if last_state else steps])
     with stage("cost"):
-        running, grad_x, grad_u = problem.cost.value_and_grad(x[:-1], u, at.goal, at.t, at.params)
+        running, grad_x, grad_u = problem.cost.value_and_grad(x[:T], u, at.goal, at.t, at.params)
         if problem.terminal is None:
             terminal, last = torch.zeros_like(running[0]), torch.zeros_like(at.x0)
         else:
@@ -93,7 +104,7 @@ def evaluate(problem: Problem, at: Conditions, u: Tensor, level: int, beta: floa
     score = None
     if problem.score is not None:
         with stage("score"):
-            score = problem.score(torch.cat((x[:-1], u), -1), level)
+            score = problem.score(torch.cat((x[:T], u), -1), level)
             nx = x.shape[-1]
             grad_x = grad_x - beta * score[..., :nx]
             grad_u = grad_u - beta * score[..., nx:]
@@ -105,7 +116,7 @@ def evaluate(problem: Problem, at: Conditions, u: Tensor, level: int, beta: floa
             pull = 2 * problem.control_change * step
             grad_u = grad_u + F.pad(pull, (0, 0, 0, 0, 1, 0)) - F.pad(pull, (0, 0, 0, 0, 0, 1))
     with stage("adjoint"):
-        grad_u, costate = adjoint(pullbacks, grad_x, grad_u, last)
+        grad_u, costate = adjoint(pullbacks[:steps], grad_x, grad_u, last)
     return Evaluation(x, costate, grad_u, running, terminal, change, score)
 
 
@@ -249,7 +260,7 @@ def run(job: Job) -> Plan:
             reached = i
             break
         u = bounding.control(search.v)
-        e = evaluate(problem, at, u, tables.levels[i], tables.beta[i])
+        e = evaluate(problem, at, u, tables.levels[i], tables.beta[i], last_state=job.callback is not None)
         if job.deadline < math.inf and i % LOOK == 0:
             best = best.or_better(search.v, ranking(job, u, e, i))
         with stage("update"):

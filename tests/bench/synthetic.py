@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sgp_fast.bench.rows import ActRow, CeilingRow, ColdRow, PlanRow, ReturnRow, Row, StageRow
+from sgp_fast.bench.rows import ActRow, CeilingRow, ColdRow, KernelRow, PlanRow, ReturnRow, Row, StageRow
+from sgp_fast.kernels.tiling import Tile
 
 # Rung, family, and how fast it is made out to be: milliseconds of a plan of one problem at 4×256, and the share that does
 # not grow with the batch.
@@ -59,7 +60,7 @@ def rows(
             found += plans(width, problems, "float32", sweep=problems not in (1, 64))
         for problems in (1, 64):
             found += plans(width, problems, "bfloat16", sweep=True)
-    return [*found, *ceilings(), *cold(), *acts(), *(row for task in tasks for row in returns(task)), *stages()]
+    return [*found, *ceilings(), *cold(), *acts(), *(row for task in tasks for row in returns(task)), *stages(), *kernels()]
 
 
 def plans(width: int, problems: int, precision: str, *, sweep: bool = False) -> list[Row]:
@@ -180,6 +181,23 @@ def stages() -> list[Row]:
                         floor=0.3 * scale * share if works else None,
                     )
                 )  # fmt: skip
+    return found
+
+
+def kernels() -> list[Row]:
+    found: list[Row] = []
+    for arch in (80, 90):
+        for network in ("SGP 4×256", "SGP 4×512"):
+            draw = _draw("kernel", str(arch), network)
+            spills = 4 if (arch, network) == (80, "SGP 4×512") else 0
+            on_h200: dict[str, Any] = {"flops_us": 3.0 if arch == 90 else None, "bytes_us": 12.0 if arch == 90 else None}
+            found.append(
+                KernelRow(
+                    kernel="plan_kernel iterate", network=network, dtype="bf16", arch=arch, tile=Tile(64, 256, 32), warps=8,
+                    registers=int(draw.integers(128, 256)), stack=8 * spills, spills=spills, shared=61440, tensor_memory=0,
+                    instructions={"HGMMA": 280, "LDGSTS": 800}, resident=1, compile_s=20.0, **on_h200,
+                )
+            )  # fmt: skip
     return found
 
 

@@ -176,6 +176,24 @@ def test_products_of_16_bits_are_off_as_far_as_those_of_eager(precision: Precisi
     assert 1e-4 < off < 0.3 and (eager / 10 if rung == "jax" else eager / 2) < off < 2 * eager
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_of_16_bits_are_so_between_their_ends(dtype: torch.dtype) -> None:
+    case = case_of("published")[0].in_precision(str(dtype).removeprefix("torch."))  # pyright: ignore[reportArgumentType]
+    batch = batch_of(case, EVERY, narrow=True)
+    z = torch.randn(5, 23)
+    for network in (Adjoint(batch).dynamics, Adjoint(batch).cost):
+        out, kept = network(z)
+        assert out.dtype == torch.float32 and network.pull(torch.ones_like(out), kept).dtype == torch.float32
+        assert {t.dtype for h, y, moments in kept for t in (h, y, *(moments or ())[:1])} == {dtype}
+    seen: list[torch.dtype] = []
+    for layer in batch.dynamics.network.network.modules():
+        seen += [t.dtype for t in layer.parameters(recurse=False)]
+    assert set(seen) == {dtype} and batch.dynamics.scale.dtype == batch.x0.dtype == torch.float32
+    assert batch.dynamics(batch.x0, batch.u[0]).dtype == torch.float32
+    # JAX joins what is between two products itself, in float32.
+    assert {w.dtype for w in batch_of(case, EVERY).dynamics.network.weights.values()} == {dtype, torch.float32}
+
+
 def test_weight_gradients_are_formed_as_published_and_by_no_other_rung() -> None:
     case = case_of("published")[0]
     for rung in ("published", "frozen", "one rollout"):

@@ -26,6 +26,15 @@ def test_all_take_turns() -> None:
     assert turns != list("abc" * 5)
 
 
+def test_orders_are_those_of_the_seed() -> None:
+    def order(seed: str) -> str:
+        turns: list[str] = []
+        clock.rounds({name: (lambda name=name: turns.append(name)) for name in "abcd"}, CPU, budget=1e9, most=8, seed=seed)
+        return "".join(turns)
+
+    assert order("64 × 4×256") == order("64 × 4×256") != order("1 × 4×256")
+
+
 def test_a_slow_one_has_two_turns_and_a_quick_one_fills_its_share() -> None:
     found = clock.rounds({"slow": lambda: time.sleep(0.06), "quick": lambda: time.sleep(0.001)}, CPU, budget=0.1)
     assert len(found["slow"]) == 2

@@ -13,7 +13,7 @@ from sgp_fast.bench import page
 from sgp_fast.bench.page import accuracy, ladder, limits, plans, returns
 from sgp_fast.bench.page.words import WORDS
 from sgp_fast.bench.records import Results, write
-from sgp_fast.bench.rows import CeilingRow, ColdRow, PlanRow, ReturnRow
+from sgp_fast.bench.rows import CeilingRow, ColdRow, KernelRow, PlanRow, ReturnRow
 
 from . import synthetic
 
@@ -50,7 +50,7 @@ def test_every_figure_is_there_with_its_circumstances(html: str, full: Results) 
         assert caption is not None and full.where in caption[0]
         assert "<details" in section[0] and "<td" in section[0]
     assert "Synthetic CPU" in full.where and "0123456" in full.where and "torch 2.99.0" in full.where
-    assert "Not measured in this file" not in html
+    assert "Not measured here" not in html
 
 
 def test_the_page_stands_alone_and_is_small(html: str) -> None:
@@ -136,6 +136,39 @@ def test_two_files_stand_side_by_side() -> None:
     assert html.index('id="f0-cold"') < html.index('id="f1-cold"')
     assert 'href="#f0"' in html and 'href="#f1"' in html
     assert "Synthetic GPU; commit fffffff" in html and "Synthetic CPU, 2 threads; commit 0123456" in html
+
+
+def test_the_devices_of_one_file_stand_apart() -> None:
+    machine = synthetic.header()["machine"] | {"gpu": "Synthetic GPU"}
+    on_gpu = [replace(row, device="cuda:0", warm=1e-3) for row in synthetic.cold() if isinstance(row, ColdRow)]
+    both = Results(synthetic.header(machine=machine), (*synthetic.cold(), *on_gpu, *synthetic.kernels()))
+    cpu, gpu = both.by_device()
+    assert (cpu.device, gpu.device) == ("Synthetic CPU", "Synthetic GPU")
+    assert {row.device for row in cpu.of(ColdRow)} == {"cpu"} and cpu.of(KernelRow) and not gpu.of(KernelRow)
+    html = page.render([("both.jsonl", both)])
+    first, second = (html.index(f'<div class="file" id="f{i}">') for i in (0, 1))
+    assert first < html.index("<h2>Synthetic CPU</h2>") < second < html.index("<h2>Synthetic GPU</h2>")
+    assert len(both.rows) == len(cpu.rows) + len(gpu.rows)
+
+
+def test_kernels_have_their_registers_and_those_that_spill_are_counted(html: str) -> None:
+    assert "sm_80: 1 of 2 kernels need a stack or spill registers." in text(html)
+    assert "sm_90: 0 of 2 kernels" in text(html) and "12 µs bytes" in text(html) and "64×256×32 w8 s3" in text(html)
+
+
+def test_what_was_left_out_for_time_is_listed_with_the_reason() -> None:
+    why = "left out for time: about 300 s, and 20 were left"
+    rows = [row for row in synthetic.plans(256, 1, "float32") if isinstance(row, PlanRow) and row.rung != "jax"]
+    skipped = PlanRow(
+        case="1 × 4×256", model="4×256", problems=1, horizon=8, iterations=50, precision="float32", device="cpu", rung="jax",
+        label="jax (label)", family="baseline", reason=why,
+    )  # fmt: skip
+    results = Results(synthetic.header(), (*rows, skipped))
+    climb, every = ladder.waterfall(results, "x"), plans.plans(results)
+    assert climb is not None and f"jax (label), not timed at 1 × 4×256: {why}" in climb.notes
+    assert every is not None
+    line = next(line for line in every.rows if line[1] == "jax (label)")
+    assert line[-1] == why and set(line[3:-1]) == {"–"}
 
 
 def test_names_are_text() -> None:

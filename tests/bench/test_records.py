@@ -10,7 +10,8 @@ import pytest
 
 from sgp_fast.bench import records
 from sgp_fast.bench.records import SCHEMA_FILE, Writer, header, read, write
-from sgp_fast.bench.rows import KINDS, ActRow, CeilingRow, ColdRow, PlanRow, ReturnRow, StageRow
+from sgp_fast.bench.rows import KINDS, ActRow, CeilingRow, ColdRow, KernelRow, PlanRow, ReturnRow, StageRow
+from sgp_fast.kernels.tiling import Tile
 
 RESULTS = SCHEMA_FILE.parent / "results"
 PLAN = PlanRow(
@@ -28,6 +29,11 @@ ROWS = (
         device="cpu", seeds=(100, 101), steps=300, returns=(900.0, 910.5), normalized=(28.0, 28.2), milliseconds=1.2,
     ),
     StageRow(case="1 × 4×256", device="cpu", backend="eager", stage="rollout", seconds=0.01, launches=100.0),
+    KernelRow(
+        kernel="plan_kernel", network="SGP 4×256", dtype="bf16", arch=90, tile=Tile(64, 256, 32), warps=8, registers=255,
+        stack=0, spills=0, shared=61440, tensor_memory=0, instructions={"HGMMA": 287}, resident=1, flops_us=3.0,
+        bytes_us=12.0, compile_s=20.0,
+    ),
 )  # fmt: skip
 
 
@@ -76,6 +82,17 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, line: str, told: str)
         read(path)
 
 
+@pytest.mark.parametrize("row", [ROWS[2], ROWS[3]])
+def test_a_row_has_numbers_or_a_reason(tmp_path: Path, row: ColdRow | ActRow) -> None:
+    bare = {"samples": ()} if isinstance(row, ActRow) else {"imports": None, "first": None, "warm": None, "parts": {}}
+    path = tmp_path / "rows.jsonl"
+    write(path, header("run"), [replace(row, **bare)])
+    with pytest.raises(ValueError, match="line 2: .*reason"):
+        read(path)
+    write(path, header("run"), [replace(row, reason="no such device", **bare)])
+    assert read(path).rows[0] == replace(row, reason="no such device", **bare)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -112,6 +129,22 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
     assert [row.kind for row in again.done] == ["plan"]
     again.add(ROWS[1])
     assert [row.kind for row in read(path).rows] == ["plan", "ceiling"]
+
+
+def test_a_rung_that_was_left_out_has_its_row_until_it_is_measured(tmp_path: Path) -> None:
+    path, head = tmp_path / "rows.jsonl", header("run")
+    skipped = replace(PLAN, samples=(), timed=0, reason="left out for time: about 90 s, and 3 were left")
+    other = replace(skipped, rung="jax")
+    writer = Writer(path, head)
+    for row in (skipped, ROWS[1], other):
+        writer.add(row)
+    assert [row.kind for row in read(path).rows] == ["plan", "ceiling", "plan"]
+    again = Writer(path, head, resume=True)
+    again.add(PLAN)
+    assert again.rows == [ROWS[1], other, PLAN]
+    assert [row.kind for row in read(path).rows] == ["ceiling", "plan", "plan"] and read(path).header == head
+    again.add(replace(PLAN, reason="failed in a timed round"))  # what was measured stays
+    assert len(read(path).rows) == 4
 
 
 def test_nothing_is_written_over_unasked(tmp_path: Path) -> None:

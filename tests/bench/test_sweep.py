@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from sgp_fast.bench import sweep, work
-from sgp_fast.bench.rows import PlanRow
+from sgp_fast.bench import ladder, sweep, work
+from sgp_fast.bench.rows import CeilingRow, PlanRow
 from sgp_fast.bench.sweep import BEST, Spec
 
 
@@ -44,16 +47,57 @@ def test_an_unknown_precision_is_refused_by_the_planner() -> None:
         sweep.parse("64x256:float8").make()
 
 
+KNOWN = PlanRow(
+    case="x", model="4×64", problems=64, horizon=8, iterations=50, precision="float32", device="cpu", rung="eager",
+    label="", family="ours", timed=64, samples=(1.0,), flops=1e9,
+)  # fmt: skip
+
+
+def top(precision: str, value: float) -> CeilingRow:
+    return CeilingRow(what="matrix product", precision=precision, device="cpu", value=value, unit="FLOP/s")
+
+
+def seconds(plan: float, share: float = 1.0) -> Any:
+    """Of a rung whose plan takes so long."""
+    return pytest.approx(max(sweep.PLANS * plan, 2 * plan + share))
+
+
 def test_what_was_measured_tells_what_a_case_will_take() -> None:
     case = Spec(64, 64).make()
-    flops = 1e9
-    known = PlanRow(
-        case="x", model="4×64", problems=64, horizon=8, iterations=50, precision="float32", device="cpu", rung="eager",
-        label="", family="ours", timed=64, samples=(1.0,), flops=flops,
-    )  # fmt: skip
-    (taken,) = sweep.estimates(case, ["eager"], [known], 1.0).values()
-    plan = (work.of_batch(case)[0] or 0) / flops
-    assert taken == pytest.approx(max(sweep.PLANS * plan, 2 * plan + 1.0))
+    flops = work.of_batch(case)[0] or 0
+    assert sweep.estimates(case, ["eager"], [KNOWN], 1.0) == {"eager": seconds(flops / 1e9)}
+    tops = [top("float32", 1e12), top("bfloat16", 1e8)]
+    assert sweep.estimates(case, ["eager"], [KNOWN], 1.0, tops) == {"eager": seconds(flops / 1e9)}
+
+
+def test_a_precision_is_estimated_by_its_own_rows() -> None:
+    case = Spec(64, 64, precision="bfloat16").make()
+    flops = work.of_batch(case)[0] or 0
+    slow = replace(KNOWN, case="x, bfloat16", precision="bfloat16", samples=(50.0,), flops=2e9)
+    for rows in ([KNOWN, slow], [slow, KNOWN]):
+        assert sweep.estimates(case, ["eager"], rows, 1.0) == {"eager": seconds(50 * flops / 2e9)}
+
+
+def test_a_precision_that_was_not_measured_is_as_slow_as_its_ceiling() -> None:
+    case = Spec(64, 64, precision="bfloat16").make()
+    flops = work.of_batch(case)[0] or 0
+    slow = [top("float32", 1e11), top("bfloat16", 1e8)]
+    later = flops / 1e8 - flops / 1e11
+    assert sweep.estimates(case, ["eager"], [KNOWN], 1.0, slow) == {"eager": seconds(flops / 1e9 + later)}
+    fast = [top("float32", 1e11), top("bfloat16", 1e12)]
+    assert sweep.estimates(case, ["eager"], [KNOWN], 1.0, fast) == {"eager": seconds(flops / 1e9)}
+    # Nothing is known of the rung; then of one whose single row was quick, as products of a single row may be.
+    assert sweep.estimates(case, ["eager"], [], 1.0, slow) == {"eager": seconds(flops / 1e8)}
+    single = replace(KNOWN, case="y", precision="bfloat16", flops=1e9, samples=(1e-3,))
+    assert sweep.estimates(case, ["eager"], [single], 1.0, slow) == {"eager": seconds(flops / 1e8)}
+
+
+def test_the_ceiling_of_pytorch_says_nothing_of_products_that_are_not_its_own() -> None:
+    case = Spec(64, 64, precision="bfloat16").make()
+    slow = [top("float32", 1e11), top("bfloat16", 1e8)]
+    for name in sweep.OWN_PRODUCTS["cpu"]:
+        known = [replace(KNOWN, rung=name)]
+        assert sweep.estimates(case, [name], known, 1.0, slow) == sweep.estimates(case, [name], known, 1.0)
 
 
 def test_what_cannot_run_costs_nothing() -> None:
@@ -62,6 +106,13 @@ def test_what_cannot_run_costs_nothing() -> None:
         label="", family="baseline", reason="needs a GPU",
     )  # fmt: skip
     assert sweep.estimates(Spec(64, 64).make(), ["cuda graph"], [absent], 1.0) == {"cuda graph": 0.0}
+
+
+def test_what_was_left_out_for_time_tells_nothing() -> None:
+    case = Spec(64, 64).make()
+    skipped = ladder.left_out(case, "eager", 100.0, 5.0)
+    assert skipped.left_out and skipped.reason == "left out for time: about 100 s, and 5 were left"
+    assert sweep.estimates(case, ["eager"], [skipped], 1.0) == sweep.estimates(case, ["eager"], [], 1.0)
 
 
 def test_the_dearest_are_left_out() -> None:

@@ -103,6 +103,17 @@ def test_a_second_plan_replays_what_the_first_captured() -> None:
     assert plans.cache.stats == GraphStats(hits=2, misses=1, captures=1, entries=1, bytes=110)
 
 
+def test_captures_are_timed_and_replays_are_not() -> None:
+    plans = Plans()
+    assert plans.cache.stats.seconds == 0
+    plans.touch("a")
+    once = plans.cache.stats.seconds
+    plans.touch("a")
+    assert 0 < once == plans.cache.stats.seconds
+    plans.touch("b")
+    assert plans.cache.stats.seconds > once
+
+
 def test_each_get_takes_its_turn_on_the_device() -> None:
     plans = Plans()
     plans.touch("a", "a", "b")

@@ -100,10 +100,12 @@ class Fused:
         with cache.lock:
             candidates = candidates_of(job, size, self.regime)
             bodies: dict[str, Callable[[], Any]] = {name: functools.partial(planned, name) for name in candidates}
+            began, captured = time.perf_counter(), cache.stats.seconds
             regime, why = self._choose(job, size, device, bodies | ({"eager": eagerly} if self.race_eager else {}))
+            tuned = time.perf_counter() - began - (cache.stats.seconds - captured)  # captures are counted apart
             if regime == "eager":
                 plan = eagerly()
-                plan.stats.update(backend="eager", choice=why)
+                plan.stats.update(backend="eager", choice=why, tune_seconds=tuned)
                 return plan
             if job.deadline < math.inf:
                 key = ("slices", _key(job, size, regime, costs))
@@ -117,7 +119,9 @@ class Fused:
                 work = planned(regime)
             search, evaluation, taken, history = work.results(rows)
         plan = eager.conclude(job, bounding, search, evaluation, taken, history)
-        plan.stats.update(regime=regime, bucket=size, choice=why, graphs=vars(cache.stats).copy(), **costs.told)
+        plan.stats.update(
+            regime=regime, bucket=size, choice=why, tune_seconds=tuned, graphs=vars(cache.stats).copy(), **costs.told
+        )
         return plan
 
     def _choose(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -99,6 +100,8 @@ class Entry(Generic[W]):
 class GraphStats:
     """Counts since the cache was made: of what `get` answered, and what that took; `entries` and `bytes` are those of now.
 
+    `seconds` went into captures, works and kernels that were made for them included.
+
     hits        found          misses      not found           recaptures   found, but a weight had been replaced
     captures    graphs captured: misses + recaptures           evictions    entries that had to go for another
     """
@@ -110,6 +113,7 @@ class GraphStats:
     evictions: int = 0
     entries: int = 0
     bytes: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
 
 class GraphCache(Generic[W]):
@@ -129,6 +133,7 @@ class GraphCache(Generic[W]):
         self._device, self._max_entries, self._max_bytes = device, max_entries, max_bytes
         self._entries: OrderedDict[Hashable, Entry[W]] = OrderedDict()
         self._hits = self._misses = self._recaptures = self._evictions = 0
+        self._seconds = 0.0
 
     def get(self, key: Hashable, reads: Sequence[Tensor], build: Callable[[], W]) -> Entry[W]:
         """The entry of `key`; where there is none, or a tensor of `reads` is not the one that it reads, of a new `build()`.
@@ -145,7 +150,9 @@ class GraphCache(Generic[W]):
                 self._entries.move_to_end(key)
                 self._hits += 1
                 return found
+            began = time.perf_counter()
             entry = self._capture(reads, build)
+            self._seconds += time.perf_counter() - began
             self._entries[key] = entry
             self._entries.move_to_end(key)
             if found is None:
@@ -161,7 +168,7 @@ class GraphCache(Generic[W]):
         with self.lock:
             captures = self._misses + self._recaptures
             counts = (self._hits, self._misses, captures, self._recaptures, self._evictions)
-            return GraphStats(*counts, len(self._entries), self._bytes())
+            return GraphStats(*counts, len(self._entries), self._bytes(), self._seconds)
 
     def _capture(self, reads: Sequence[Tensor], build: Callable[[], W]) -> Entry[W]:
         work = build()

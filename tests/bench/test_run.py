@@ -1,0 +1,85 @@
+"""A run measures what fits, says what does not, and goes on with a file where it left off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgp_fast.bench import ladder, records, sweep, tables
+from sgp_fast.bench.cases import Case
+from sgp_fast.bench.rows import CeilingRow, PlanRow
+from sgp_fast.bench.run import Run, Settings
+from sgp_fast.bench.sweep import Spec
+
+CPU = torch.device("cpu")
+RUNGS = ("eager", "jax")
+
+
+@pytest.fixture
+def case() -> Case:
+    return Spec(16, 2, iterations=2).make()
+
+
+@pytest.fixture(autouse=True)
+def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rung takes a tenth of a second, and nothing is planned."""
+
+    def measure(case: Case, names, **_) -> Iterator[PlanRow]:  # noqa: ANN001, ANN003
+        for name in names:
+            yield replace(ladder.left_out(case, name, 0, 0), samples=(0.1,), timed=len(case.x0), reason=None)
+
+    monkeypatch.setattr(ladder, "measure", measure)
+
+
+def begin(path: Path, *, resume: bool = False) -> Run:
+    return Run("run", Settings(minutes=1.0, device=CPU, rungs=RUNGS), path, resume=resume)
+
+
+def test_what_does_not_fit_is_left_out_and_measured_later(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(sweep, "estimates", lambda *_: {"eager": 1.0, "jax": 1e4})
+    first = begin(path)
+    first.case(case, RUNGS)
+    assert first.dropped
+    found = {row.rung: row for row in records.read(path).of(PlanRow)}  # held to the schema
+    assert found["eager"].p50 == 0.1 and not found["jax"].samples
+    assert (found["jax"].reason or "").startswith("left out for time: about 10,000 s, and ")
+    told = tables.text(first.log.rows)
+    assert "—" in next(line for line in told.splitlines() if line.startswith("jax"))
+    assert f"left out for time, {case.name}: jax about 10,000 s" in told
+
+    monkeypatch.setattr(sweep, "estimates", lambda case, names, *_: dict.fromkeys(names, 1.0))
+    second = begin(path, resume=True)
+    second.case(case, RUNGS)
+    assert not second.dropped
+    rows = records.read(path).of(PlanRow)
+    assert [(row.rung, row.p50) for row in rows] == [("eager", 0.1), ("jax", 0.1)]
+
+
+def test_a_case_that_was_left_out_whole_is_a_line_and_no_column(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001
+    monkeypatch.setattr(sweep, "estimates", lambda *_: dict.fromkeys(RUNGS, 1e4))
+    run = begin(tmp_path / "rows.jsonl")
+    run.case(case, RUNGS)
+    assert [row.rung for row in run.log.of(PlanRow)] == list(RUNGS)
+    told = tables.text(run.log.rows)
+    assert "median ms" not in told and "cases of which nothing was measured" in told
+    assert f"{case.name}: eager about 10,000 s, and 57 were left; jax" in told
+
+
+def test_the_ceilings_of_the_run_are_what_estimates_are_made_with(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001
+    seen = []
+
+    def estimates(case: Case, names, known, share, tops):  # noqa: ANN001, ANN202
+        seen.extend(tops)
+        return dict.fromkeys(names, 1.0)
+
+    monkeypatch.setattr(sweep, "estimates", estimates)
+    run = begin(tmp_path / "rows.jsonl")
+    top = CeilingRow(what="matrix product", precision="float32", device="cpu", value=1e11, unit="FLOP/s")
+    run.log.add(top)
+    run.case(case, RUNGS)
+    assert seen == [top]
