@@ -156,6 +156,7 @@ def launches(arch: int) -> Iterator[Launch]:
         for vjp in (False, True):
             yield _network(name, packed, tile, vjp)
     yield _layered(1024)
+    yield _plan(256, "bf16", picked(256, "bf16")[0], "iterate", traced=True)
 
 
 def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[KernelRow]:
@@ -246,23 +247,33 @@ def _limits(arch: int) -> DeviceLimits:
 
 
 @functools.cache
-def _packed(width: int, dtype: torch.dtype) -> tuple[Case, PackedProblem]:
+def _packed(width: int, dtype: torch.dtype, traced: bool = False) -> tuple[Case, PackedProblem]:
     case = make_case(width, 1)
-    functions = Functions(job_of(case.problem, case.planner, case.x0), 1, CPU)
+    goal = params = None
+    if traced:
+        case = replace(case, problem=replace(case.problem, cost=_around_obstacles))
+        goal, params = torch.zeros(NX), {"centre": torch.zeros(1, 3, 2), "radius": torch.ones(1, 3)}
+    functions = Functions(job_of(case.problem, case.planner, case.x0, goal=goal, params=params), ROWS, CPU)
     return case, PackedProblem(case.problem, dtype, CPU, functions)
 
 
-def _plan(width: int, dtype: str, tile: Tile, what: str) -> Launch:
+def _around_obstacles(x: torch.Tensor, u: torch.Tensor, goal: torch.Tensor, t: Any, params: Any) -> torch.Tensor:
+    """A cost as a user writes it, to be traced: to a goal, around round obstacles."""
+    depth = params["radius"] - (x[..., None, :2] - params["centre"]).norm(dim=-1)
+    return (x - goal).square().sum(-1) + 100 * depth.clamp(min=0).square().sum(-1) + 0.01 * u.square().sum(-1)
+
+
+def _plan(width: int, dtype: str, tile: Tile, what: str, traced: bool = False) -> Launch:
     """All iterations of a block; or its evaluations, of all blocks and of those that have a problem that diverged."""
     kind = DTYPES[dtype][0]
-    case, packed = _packed(width, kind)
+    case, packed = _packed(width, kind, traced)
     networks = {name: model.network.program for name, model in packed.models.items()}
     kept = keep(tile, HORIZON, networks["dynamics"], ROWS, kind)
 
     def run() -> None:
         planner = case.planner
         buffers = Buffers.allocate(
-            tile.block_b, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=False, with_history=False
+            tile.block_b, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=traced, with_history=False
         )
         plan = TilePlan(packed, planner, buffers, planner.iterations, tile, kept)
         if what == "iterate":
@@ -271,8 +282,10 @@ def _plan(width: int, dtype: str, tile: Tile, what: str) -> Launch:
             plan.evaluate(settled=True)
 
     forward, vjp = ({name: of(net, tile, kind) for name, net in networks.items()} for of in (_forward, _vjp))
-    step = forward["dynamics"] * (1 if kept else 2) + vjp["dynamics"] + forward["score"] + forward["cost"] + vjp["cost"]
-    name = f"plan_kernel {what} ({'kept' if kept else 'again'})"
+    step = forward["dynamics"] * (1 if kept else 2) + vjp["dynamics"] + forward["score"]
+    if not traced:
+        step += forward["cost"] + vjp["cost"]
+    name = f"plan_kernel {what} ({'kept' if kept else 'again'}{', traced cost' if traced else ''})"
     return Launch(name, f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
 
 

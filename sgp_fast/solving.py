@@ -100,9 +100,9 @@ def _solve(
     return Plan.concatenate(plans, stats) if len(plans) > 1 else replace(plans[0], stats=stats)
 
 
-def job_of(problem: Problem, planner: SGP, x0: Tensor) -> Job:
+def job_of(problem: Problem, planner: SGP, x0: Tensor, *, goal: Any = None, params: Any = None) -> Job:
     """What a backend is given for start states `x0 [B, nx]`, without a limit of time; raises as `solve` does."""
-    inputs = read_inputs(problem, planner, x0, goal=None, params=None, init=None)
+    inputs = read_inputs(problem, planner, x0, goal=goal, params=params, init=None)
     return _job(problem, planner, _tables(problem, planner), inputs, 0, 0, math.inf, None)
 
 

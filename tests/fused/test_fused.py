@@ -6,6 +6,7 @@ planner at the same precision.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -488,14 +489,18 @@ def test_a_problem_beside_others_and_beside_padding(backend: str) -> None:
     equal(few, many.select(torch.arange(3, device=DEVICE)))
 
 
-BAD = (1, 5, 40, 63)
+SPOILED = (float("nan"), float("inf"), -float("inf"), 3e38)
 
 
 @both_regimes
+@pytest.mark.parametrize("problems", [64, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_problems_that_diverge_disturb_no_other(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among 64, starts of NaN, of infinity, and finite ones that are infinite once normalised."""
-    case = small("learned", "quadratic", "score", batch=64, horizon=1, bounds=(-0.4, 0.5))
+def test_problems_that_diverge_disturb_no_other(
+    problems: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among 64 or 1000, starts of NaN, of infinity, and finite ones that are infinite once normalised: bit for bit."""
+    case = small("learned", "quadratic", "score", batch=problems, horizon=1, bounds=(-0.4, 0.5))
+    bad = [1, 5, 40, problems - 1, *range(64, problems, 7)]
     settings: dict[str, Any] = {"record_cost": True, "keep_moments": True, "tolerance": 1e-8, "clip_gradient": 0.5}
     settings["bounding"] = "tanh"
     calm = plan(case, backend, **settings)
@@ -503,18 +508,31 @@ def test_problems_that_diverge_disturb_no_other(backend: str, monkeypatch: pytes
 
     def spoiled(self: PlanWork, *given: Any) -> None:
         load(self, *given)
-        for row, value in zip(BAD, (float("nan"), float("inf"), -float("inf"), 3e38), strict=True):
+        for row, value in zip(bad, itertools.cycle(SPOILED), strict=False):
             self.buffers.x0[row] = value
 
     monkeypatch.setattr(PlanWork, "load", spoiled)
     rough = plan(case, backend, **settings)
-    rest = torch.tensor([i for i in range(64) if i not in BAD], device=DEVICE)
+    rest = torch.tensor([i for i in range(problems) if i not in bad], device=DEVICE)
     for name, t in rough.select(rest).tensors().items():
         assert torch.equal(t, calm.select(rest).tensors()[name]), name
-    gone = rough.select(torch.tensor(BAD, device=DEVICE))
+    gone = rough.select(torch.tensor(bad, device=DEVICE))
     assert (gone.status == Status.DIVERGED).all() and (gone.iterations == 0).all()
     where_they_began = plan(case, "eager", **{**settings, "step_size": 0.0})
-    assert relative(gone.u, where_they_began.u[list(BAD)]) < 1e-6
+    assert relative(gone.u, where_they_began.u[bad]) < 1e-6
+
+
+@both_regimes
+@pytest.mark.slow
+def test_a_problem_alone_and_among_a_thousand(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, padded to the same bucket."""
+    many = plan(small("learned", "quadratic", "score", batch=1000, horizon=1), backend)
+    monkeypatch.setattr(fused, "bucket", lambda rows: many.stats["bucket"])
+    case = small("learned", "quadratic", "score", batch=1000, horizon=1)
+    for row in (0, 63, 64, 999):
+        cut = {name: t[row : row + 1] for name, t in (("x0", case.x0), ("u", case.u))}
+        goal = None if case.goal is None else case.goal[row : row + 1]
+        equal(plan(replace(case, goal=goal, **cut), backend), many.select(torch.tensor([row], device=DEVICE)))
 
 
 # What is not covered.
@@ -527,15 +545,11 @@ def uncovered() -> dict[str, tuple[Case, dict[str, Any], dict[str, Any]]]:
     for part in wide.problem.modules.values():
         part.to(DEVICE)
     module = cases.case("module", batch=2, horizon=5)
-    custom = replace(made, problem=replace(made.problem, cost=cases.two_arguments), goal=None)
-    ending = replace(made, problem=replace(made.problem, terminal=cases.one_argument))
     return {
         "its kernels plan in float32, tf32, float16, bfloat16, not in float64": (made, {"precision": "float64"}, {}),
         "a callback wants to see every iteration, and a graph runs them all at once": (
             made, {}, {"callback": lambda at: None}),
         "the dynamics are a AutogradDynamics, not a sgp_fast Dynamics": (module, {}, {}),
-        "the cost is a CustomCost, not a LearnedCost or QuadraticCost": (custom, {}, {}),
-        "the terminal cost is a CustomTerminal, not a TerminalValue or QuadraticTerminal": (ending, {}, {}),
         "the dynamics hold a layer 1025 wide; the kernels go to 1024": (wide, {}, {}),
     }  # fmt: skip
 

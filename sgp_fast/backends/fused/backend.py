@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import math
 import os
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
