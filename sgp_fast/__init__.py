@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models import (
         Block,
         Dynamics,
+        Ensemble,
         Layer,
         Models,
         Network,
@@ -39,16 +40,20 @@ if TYPE_CHECKING:
     from .plan import Plan, Status
     from .planner import SGP
     from .problem import Problem
+    from .sampling import CEM, MPPI
     from .solving import solve
     from .training import TrainConfig, train
 
 _HOME = {
-    "SGP": "planner",
+    "CEM": "sampling",
     "MPC": "mpc",
+    "MPPI": "sampling",
+    "SGP": "planner",
     "Block": "models",
     "CustomCost": "costs",
     "Dataset": "data",
     "Dynamics": "models",
+    "Ensemble": "models",
     "Layer": "models",
     "LearnedCost": "costs",
     "Models": "models",
@@ -75,12 +80,15 @@ _HOME = {
 }
 
 __all__ = [
+    "CEM",
     "MPC",
+    "MPPI",
     "SGP",
     "Block",
     "CustomCost",
     "Dataset",
     "Dynamics",
+    "Ensemble",
     "Layer",
     "LearnedCost",
     "Models",

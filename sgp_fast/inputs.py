@@ -13,6 +13,7 @@ from .costs import CustomCost, CustomTerminal, LearnedCost, QuadraticCost, Quadr
 from .plan import Plan
 from .planner import SGP
 from .problem import Problem
+from .sampling import Planner
 
 Params = Tensor | dict[str, Tensor] | None
 Moments = tuple[Tensor, Tensor, Tensor] | None
@@ -36,7 +37,7 @@ class Inputs:
         return self.x0.shape[-1]
 
 
-def read_inputs(problem: Problem, planner: SGP, x0: Any, *, goal: Any, params: Any, init: Any) -> Inputs:
+def read_inputs(problem: Problem, planner: Planner, x0: Any, *, goal: Any, params: Any, init: Any) -> Inputs:
     """Check every argument against the problem; raises ValueError or TypeError naming the argument and the remedy."""
     device = _device(problem, x0)
     state = planner.state_dtype
@@ -172,7 +173,7 @@ def _finite(name: str, value: Tensor) -> None:
 
 
 def _bounds(
-    problem: Problem, planner: SGP, batch: int, nu: int, dtype: torch.dtype, device: torch.device
+    problem: Problem, planner: Planner, batch: int, nu: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     if problem.bounds is None:
         if planner.bounding == "tanh":
@@ -193,7 +194,7 @@ def _bounds(
 
 
 def _init(
-    planner: SGP, init: Any, batch: int, nu: int, dtype: torch.dtype, device: torch.device
+    planner: Planner, init: Any, batch: int, nu: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor | None, Moments]:
     if init is None:
         return None, None

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .costs import LearnedCost
 
 __all__ = [
-    "Block", "Dynamics", "Layer", "Models", "Network", "NetworkSpec", "Normalizer", "Score", "TimeEmbedding", "load_models",
-    "mlp", "qsm_actor", "srpo_behavior",
+    "Block", "Dynamics", "Ensemble", "Layer", "Models", "Network", "NetworkSpec", "Normalizer", "Score", "TimeEmbedding",
+    "load_models", "mlp", "qsm_actor", "srpo_behavior",
 ]  # fmt: skip
 
 Pullback = Callable[[Tensor], Tensor]
@@ -140,6 +140,40 @@ class Dynamics(nn.Module):
             return costate + g[..., :nx], g[..., nx:]
 
         return torch.addcmul(x, out, self.scale), pullback
+
+
+class Ensemble(nn.Module):
+    """Several transition models of the same states and controls, `Dynamics` each, for sampling planners.
+
+    Every member is rolled out under the same controls. A plan costs the mean over the members, and `Sampler.risk` times the
+    standard deviation where that is asked for (Chua et al. 2018, arXiv 1805.12114, roll out probabilistic members instead).
+    """
+
+    def __init__(self, *members: Dynamics) -> None:
+        super().__init__()
+        if not members or not all(isinstance(member, Dynamics) for member in members):
+            kinds = ", ".join(type(member).__name__ for member in members) or "none"
+            raise TypeError(f"Ensemble: the members are {kinds}; expected one Dynamics or more")
+        sizes = {(member.nx, member.nu) for member in members}
+        if len(sizes) > 1:
+            raise ValueError(f"Ensemble: the members have (nx, nu) of {sorted(sizes)}; expected one for all")
+        self.members = nn.ModuleList(members)
+
+    @property
+    def nx(self) -> int:
+        return self[0].nx
+
+    @property
+    def nu(self) -> int:
+        return self[0].nu
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Dynamics:
+        member = self.members[index]
+        assert isinstance(member, Dynamics)
+        return member
 
 
 class Score(nn.Module):

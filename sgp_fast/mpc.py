@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._sampled import solve_keyed
 from ._slots import Rows, Slots
 from ._starts import device_of, has_rows, random_starts, repeat_rows, solve_starts, take_rows
 from .plan import Plan, Status
 from .planner import SGP
 from .problem import Problem
+from .sampling import Planner, Sampler
 from .solving import job_of
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ class MPC:
     the new observation; Adam's moments are shifted alike where `planner.keep_moments`. An environment without a plan, at
     first and after `reset`, starts from random controls as `solve` does: those of environment i at its k-th step since
     `reset` are a function of (seed, i, k), and at the first step they are what `solve` draws for problem i. With
-    `planner.starts > 1` the shifted plan is the first start and the others are drawn around it. What an environment does
-    never depends, beyond rounding, on which others are active.
+    `planner.starts > 1` the shifted plan is the first start and the others are drawn around it. Sampling planners shift the
+    mean, start anew from the middle of the bounds, and draw by (seed, i, k) at every step. What an environment does never
+    depends, beyond rounding, on which others are active.
 
     plan     the last `Plan`, of the environments that were active
     rows     which those were, `[len(plan)]`
@@ -44,7 +47,7 @@ class MPC:
     def __init__(
         self,
         problem: Problem,
-        planner: SGP,
+        planner: Planner,
         batch_size: int,
         *,
         backend: str = "auto",
@@ -110,18 +113,13 @@ class MPC:
         action = torch.zeros(self.batch_size, nu, dtype=self.planner.state_dtype, device=home)
         if len(rows):
             index = torch.from_numpy(rows)
-            starts, moments = self._starts(rows, nu)
-            plan = solve_starts(
-                self._problem_of(rows),
-                self.planner,
-                x0.to(device_of(self.problem)) if as_numpy else x0,
-                starts,
-                moments=moments,
-                goal=take_rows(goal, index) if has_rows(goal) else goal,
-                params=take_rows(params, index),
-                backend=self.backend,
-                time_limit_s=self.time_limit_s,
-            )
+            given = {
+                "goal": take_rows(goal, index) if has_rows(goal) else goal,
+                "params": take_rows(params, index),
+                "backend": self.backend,
+                "time_limit_s": self.time_limit_s,
+            }
+            plan = self._planned(rows, x0.to(device_of(self.problem)) if as_numpy else x0, nu, given)
             self._keep(plan, rows)
             action[index.to(home)] = self._first_control(plan, rows).to(home)
         self.seconds += time.perf_counter() - began
@@ -133,9 +131,21 @@ class MPC:
         self._warm[rows] = False
         self._slots.step[rows] = 0
 
-    def _starts(self, rows: Rows, nu: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    def _planned(self, rows: Rows, x0: Tensor, nu: int, given: dict[str, Any]) -> Plan:
+        """Plans of some environments from `x0 [len(rows), nx]`."""
+        planner, problem = self.planner, self._problem_of(rows)
+        if isinstance(planner, Sampler):
+            if self._u is None:
+                self._u = torch.zeros(self.batch_size, planner.horizon, nu, dtype=planner.state_dtype, device=x0.device)
+            return solve_keyed(
+                problem, planner, x0, keys=torch.from_numpy(self._slots.keys(rows)), warm=torch.from_numpy(self._warm[rows]),
+                init=self._u[torch.from_numpy(rows)], seed=self.seed, **given,
+            )  # fmt: skip
+        starts, moments = self._starts(rows, planner, nu)
+        return solve_starts(problem, planner, x0, starts, moments=moments, **given)
+
+    def _starts(self, rows: Rows, planner: SGP, nu: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         """Controls to start from `[len(rows), starts, T, nu]`, and Adam's moments where they are kept."""
-        planner = self.planner
         warm = torch.from_numpy(self._warm[rows])
         if planner.starts == 1 and bool(warm.all()) and self._u is not None:
             starts = self._u[torch.from_numpy(rows)][:, None]
@@ -171,6 +181,8 @@ class MPC:
         plan = self._plan
         if len(rows) < self.batch_size or not self._warm.all() or self.planner.starts > 1 or self.time_limit_s is not None:
             return False
+        if isinstance(self.planner, Sampler):
+            return False
         if self._step is None or not self._step.reads_still():
             if not isinstance(plan, Plan) or plan.stats["backend"] != "fused" or plan.stats["chunks"] > 1:
                 return False
@@ -181,7 +193,7 @@ class MPC:
         """The graph of a step; from here on, what is remembered lies where the graph reads it."""
         from .backends.fused.receding import Receding
 
-        assert self._u is not None
+        assert self._u is not None and isinstance(self.planner, SGP)
         step = Receding(job_of(self.problem, self.planner, plan.x[:, 0]), plan.stats["regime"], plan.stats)
         step.u.copy_(self._u)
         self._u = step.u

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .costs import Cost, CustomCost, CustomTerminal, TerminalCost, takes
-from .models import Dynamics, Network, Score, cast
+from .models import Dynamics, Ensemble, Network, Score, cast
 
 Bounds = tuple[Any, Any]
 
@@ -61,7 +61,8 @@ class AutogradDynamics(nn.Module):
 class Problem:
     """Minimise `Σ_t c(x_t, u_t) + c_T(x_T)` near the data, subject to `x_{t+1} = f(x_t, u_t)` and bounds on u.
 
-    dynamics        `Dynamics`, an object with `vjp`, or any module or function `f(x, u) → x'` (through autograd)
+    dynamics        `Dynamics`, an object with `vjp`, or any module or function `f(x, u) → x'` (through autograd); an
+                    `Ensemble` for sampling planners
     score           `Score`; None plans without regard to the data
     cost            `QuadraticCost`, `LearnedCost`, or any module or function (see `CustomCost`)
     terminal        `QuadraticTerminal`, `TerminalValue`, or any module or function (see `CustomTerminal`); None: nothing
@@ -92,7 +93,7 @@ class Problem:
         for name in ("dynamics", "cost", "terminal"):
             if isinstance(getattr(self, name), Network):
                 raise TypeError(f"Problem.{name} is a bare Network; wrap it in Dynamics, LearnedCost or TerminalValue")
-        if not isinstance(self.dynamics, DynamicsModel):
+        if not isinstance(self.dynamics, DynamicsModel | Ensemble):
             set_(self, "dynamics", AutogradDynamics(_callable("dynamics", self.dynamics)))
         if isinstance(self.cost, Cost):
             takes(self.cost.value_and_grad, (5,), "Problem.cost", "a running cost: (x, u, goal, t, params)")
@@ -118,7 +119,7 @@ class Problem:
     def controls(self, nx: int) -> int:
         """Number of controls, from the parts that know it."""
         known: dict[str, int] = {}
-        if isinstance(self.dynamics, Dynamics):
+        if isinstance(self.dynamics, Dynamics | Ensemble):
             known["dynamics"] = self.dynamics.nu
         if self.score is not None:
             known["score"] = self.score.network.spec.inputs - nx

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import schedule
+from ._sampled import refuse_ensemble, sample
 from .backends import choose
 from .backends.job import Iteration, Job, Tables
 from .inputs import Inputs, problem_rows, read_inputs, starting_controls
@@ -21,11 +22,12 @@ from .models import Network
 from .plan import Plan
 from .planner import SGP
 from .problem import Problem
+from .sampling import Planner, Sampler
 
 
 def solve(
     problem: Problem,
-    planner: SGP,
+    planner: Planner,
     x0: Tensor | np.ndarray,
     *,
     xT: Tensor | None = None,
@@ -43,15 +45,17 @@ def solve(
     xT            end states; only planners with fixed ends take them
     goal          `[B, nx]` or `[nx]`, for costs that read one
     params        per-problem parameters of custom costs: a tensor `[B, …]`, or a dictionary of such
-    init          controls `[B, T, nu]` or a Plan to start from; without it they start at `start_spread`·normal from `seed`
-    seed          of the random starts; None is 0. Problem i's numbers depend on the seed and on i alone
+    planner       `SGP`, or a sampling planner: `CEM`, `MPPI`
+    init          controls `[B, T, nu]` or a Plan to start from; without it SGP starts at `start_spread`·normal from `seed`,
+                  and sampling planners in the middle of the bounds
+    seed          of the random starts and draws; None is 0. Problem i's numbers depend on the seed and on i alone
     backend       "auto", "eager", "compiled" or "fused" ("fused:tile" or "fused:layered" for one of its regimes);
                   `Plan.stats` says what ran and why
     time_limit_s  no iteration is begun after this many seconds, counted from when the models are prepared and shared among
                   chunks (`fused` looks at the clock every fifth iteration). Of the iterates so far, every fifth and the
                   last, the one of best `Plan.ranking` is then returned; `Plan.iterations` tells how many steps there were.
                   What a first call compiles, measures or captures is not stopped: see `warmup`
-    callback      called with an `Iteration` before each step
+    callback      called with an `Iteration` before each step of SGP
 
     A problem that diverges has `Status.DIVERGED` and disturbs no other. Wrong arguments raise before any work.
     """
@@ -60,7 +64,7 @@ def solve(
 
 
 def _solve(
-    problem: Problem, planner: SGP, x0: Any, xT: Any, goal: Any, params: Any, init: Any, seed: int | None, backend: str,
+    problem: Problem, planner: Planner, x0: Any, xT: Any, goal: Any, params: Any, init: Any, seed: int | None, backend: str,
     time_limit_s: float | None, callback: Callable[[Iteration], None] | None,
 ) -> Plan:  # fmt: skip
     began = time.perf_counter()
@@ -71,6 +75,11 @@ def _solve(
         raise TypeError(f"seed is {seed!r}; expected a whole number, or None")
     if time_limit_s is not None and not time_limit_s > 0:
         raise ValueError(f"time_limit_s is {time_limit_s}; expected a positive number of seconds, or None")
+    if isinstance(planner, Sampler):
+        if callback is not None:
+            raise ValueError(f"callback is given, but {type(planner).__name__} takes no gradient steps to look at")
+        return sample(problem, planner, inputs, None, None, int(seed or 0), backend, time_limit_s, began)
+    refuse_ensemble(problem)
     tables = _tables(problem, planner)
     chosen = choose(backend, problem, planner, inputs.x0.device, callback)
     prepared = chosen.prepare(problem, planner, inputs.x0.device)

@@ -1,0 +1,22 @@
+"""Which backend runs a sampling planner."""
+
+from __future__ import annotations
+
+import torch
+
+from ..problem import Problem
+from ..sampling import Sampler
+from . import NAMES
+from .sampling import EagerSampling, SamplingBackend
+
+
+def choose_sampling(name: str, problem: Problem, planner: Sampler, device: torch.device) -> SamplingBackend:
+    """The backend `name`, or for "auto" the fastest that can run; its `reason` says why. Raises ValueError."""
+    if name not in ("auto", *NAMES):
+        raise ValueError(f"backend is {name!r}; expected 'auto' or one of {', '.join(map(repr, NAMES))}")
+    if name == "eager":
+        return EagerSampling("asked for")
+    kind = type(planner).__name__
+    if name not in ("auto", "fused"):
+        raise ValueError(f"backend {name!r} has no {kind}; use 'fused' on GPUs, 'eager', or 'auto' to let it choose")
+    return EagerSampling(f"there is no kernel for {kind} yet")
