@@ -278,12 +278,13 @@ def _function_cost(
     SIZES: tl.constexpr,
 ):  # fmt: skip
     """The value `[BLOCK_B]` of a traced cost and its gradient in z; a row is read from the scratch, number by number."""
+    BLOCK_B: tl.constexpr = TILE.block_b
     COLUMNS: tl.constexpr = z.shape[1]
     cols, form = columns_of(block, COLUMNS), block.scratch32 + SIZES.form
     pull = block.scratch32 + SIZES.parked
     tl.debug_barrier()  # the step before may still read them
     store_rows(block, form, z, cols, COLUMNS, TILE)
-    store_rows(block, pull, tl.zeros((TILE.block_b, COLUMNS), tl.float32), cols, COLUMNS, TILE)
+    store_rows(block, pull, tl.zeros((BLOCK_B, COLUMNS), tl.float32), cols, COLUMNS, TILE)
     tl.debug_barrier()
     at, rows = rows_of(block, TILE) * COLUMNS, _rows(block, TILE)
     value = function_cost(

@@ -123,7 +123,7 @@ def test_what_a_cost_closes_over_may_change(monkeypatch: pytest.MonkeyPatch) -> 
     for cost, change in (
         (to_target, lambda: target.add_(1.0)),
         (to_target, lambda: options.update(gain=3.0)),
-        (module, lambda: module.net[0].weight.data.mul_(2)),
+        (module, lambda: next(module.net.parameters()).data.mul_(2)),
         (_weighted, lambda: monkeypatch.setattr("tests.test_custom_costs._weight", 5.0)),
     ):
         made = problem(cost)

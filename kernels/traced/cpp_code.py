@@ -33,7 +33,7 @@ def source(expression: Expression, features: Features) -> str:
     lines = []
     for index, (op, args) in enumerate(expression.instructions):
         if op == "input":
-            kind, text = "float", _load(int(args[0]), features)  # pyright: ignore[reportArgumentType]
+            kind, text = "float", _load(expression.place(index), features)
         else:
             kind, text = _kind(op, args, expression), _call(op, [_name(arg) for arg in args])
         lines.append(f"    const {kind} v{index} = {text};")

@@ -62,10 +62,11 @@ class Expression:
         """How many there are, reading the inputs not counted."""
         return sum(op != "input" for op, _ in self.instructions)
 
-    @property
-    def reads(self) -> tuple[int, ...]:
-        """Places of the inputs that it reads."""
-        return tuple(int(args[0]) for op, args in self.instructions if op == "input")  # pyright: ignore[reportArgumentType]
+    def place(self, index: int) -> int:
+        """Where in a row the input is that instruction `index` reads."""
+        (place,) = self.instructions[index].args
+        assert isinstance(place, int)
+        return place
 
     def evaluate(self, rows: Tensor) -> Tensor:
         """Outputs `[..., outputs]` for `rows [..., inputs]`, in their dtype: the twin of the code that is made of it."""
@@ -76,9 +77,9 @@ class Expression:
                 return results[value.index]
             return torch.tensor(value, dtype=torch.bool if isinstance(value, bool) else rows.dtype, device=rows.device)
 
-        for op, args in self.instructions:
+        for index, (op, args) in enumerate(self.instructions):
             if op == "input":
-                results.append(rows[..., int(args[0])])  # pyright: ignore[reportArgumentType]
+                results.append(rows[..., self.place(index)])
             else:
                 operands = [of(arg) for arg in args]
                 results.append(TENSORS[op](*(o if o.dtype == torch.bool else o.to(rows.dtype) for o in operands)))
@@ -148,7 +149,7 @@ def _simplified(op: str, args: tuple[Value, ...]) -> Value | None:
 
     A product with zero is zero: what multiplies a constant zero is not looked at, infinite though it may be.
     """
-    a, b = args[0], args[1] if len(args) > 1 else None
+    a, b, c = (*args, None, None)[:3]
 
     def is_(value: Value | None, number: float) -> bool:
         return isinstance(value, (float, int)) and not isinstance(value, bool) and value == number
@@ -163,8 +164,8 @@ def _simplified(op: str, args: tuple[Value, ...]) -> Value | None:
         return b
     if op == "mul" and (is_(a, 0) or is_(b, 0)) or op == "div" and is_(a, 0):
         return 0.0
-    if op == "where" and (args[1] == args[2] or isinstance(a, bool)):
-        return args[1] if a or args[1] == args[2] else args[2]
+    if op == "where" and (b == c or isinstance(a, bool)):
+        return b if a or b == c else c
     if op in ("and", "or") and isinstance(a, bool) | isinstance(b, bool):
         known, other = (a, b) if isinstance(a, bool) else (b, a)
         return other if known == (op == "and") else known

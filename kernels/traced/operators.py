@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .expression import Recorder, Term, Value
 
-Array = np.ndarray[Any, np.dtype[np.object_]]
+Array = np.ndarray[Any, Any]
 
 
 class Unsupported(Exception):
@@ -36,7 +36,7 @@ class Operators:
     """The operators, by the names of `torch.ops.aten`, recording into `recorder`."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._apply = recorder.apply
+        self._apply: Any = recorder.apply
 
     def call(self, name: str, overload: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the operator gives; raises Unsupported."""
@@ -101,7 +101,7 @@ class Operators:
     def _map(self, function: Callable[[Any, Value], Value], x: Array) -> Array:
         out = np.empty(x.shape, object)
         for at in np.ndindex(*x.shape):
-            out[at] = function(self._apply, x[at])
+            out[at] = function(self._apply, x.item(at))
         return out
 
     # Reductions.

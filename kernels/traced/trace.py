@@ -158,7 +158,7 @@ def _recorded(function: Callable[..., Any], inputs: list[Tensor]) -> torch.fx.Gr
         aten.std, aten.addmv, aten.leaky_relu, aten.hardtanh, aten.celu, aten.softplus, aten.silu,
         aten.mish, aten.hardswish, aten.hardsigmoid, aten.prelu, aten.logsumexp, aten.dist, aten.logaddexp,
     ]  # fmt: skip
-    table = {**core_aten_decompositions(), **get_decompositions(further)}
+    table: Any = {**core_aten_decompositions(), **get_decompositions(further)}
     try:
         return make_fx(function, decomposition_table=table)(*inputs)
     except Exception as why:

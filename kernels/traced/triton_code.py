@@ -47,9 +47,8 @@ def _source(expression: Expression, features: Features) -> str:
     """The function's text."""
     lines = ["def cost(z, goal, params, t, out, inside):"]
     for index, (op, args) in enumerate(expression.instructions):
-        place = args[0]
-        read = op == "input" and isinstance(place, int)
-        lines.append(f"    v{index} = {_load(place, features) if read else _call(op, [_name(arg) for arg in args])}")
+        names = [_name(arg) for arg in args]
+        lines.append(f"    v{index} = {_load(expression.place(index), features) if op == 'input' else _call(op, names)}")
     value, *gradient = expression.outputs
     lines += [f"    tl.store(out + {place}, {_name(g)}, mask=inside)" for place, g in enumerate(gradient)]
     whole = _name(value) if isinstance(value, Term) else f"tl.zeros_like(inside.to(tl.float32)) + {_name(value)}"

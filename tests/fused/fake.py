@@ -51,6 +51,9 @@ class FakeDevice:
     def turn(self) -> None:
         self.turns += 1
 
+    def finish(self) -> None:
+        pass
+
     def seconds(self, body: Body, repeats: int) -> float:
         def once() -> float:
             began = self.now
