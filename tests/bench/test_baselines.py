@@ -185,10 +185,8 @@ def test_networks_of_16_bits_are_so_between_their_ends(dtype: torch.dtype) -> No
         out, kept = network(z)
         assert out.dtype == torch.float32 and network.pull(torch.ones_like(out), kept).dtype == torch.float32
         assert {t.dtype for h, y, moments in kept for t in (h, y, *(moments or ())[:1])} == {dtype}
-    seen: list[torch.dtype] = []
-    for layer in batch.dynamics.network.network.modules():
-        seen += [t.dtype for t in layer.parameters(recurse=False)]
-    assert set(seen) == {dtype} and batch.dynamics.scale.dtype == batch.x0.dtype == torch.float32
+    assert {w.dtype for w in batch.dynamics.network.weights.values()} == {dtype}
+    assert batch.dynamics.scale.dtype == batch.x0.dtype == torch.float32
     assert batch.dynamics(batch.x0, batch.u[0]).dtype == torch.float32
     # JAX joins what is between two products itself, in float32.
     assert {w.dtype for w in batch_of(case, EVERY).dynamics.network.weights.values()} == {dtype, torch.float32}
