@@ -64,13 +64,9 @@ def _kind(op: str, args: tuple[Value, ...], expression: Expression) -> str:
 
 def _load(place: int, features: Features) -> str:
     """The text that reads an input."""
-    for group, width in features.groups:
-        if place < width:
-            if group == "t":
-                return "t"
-            return {"x": f"z[{place}]", "u": f"z[{features.nx + place}]"}.get(group, f"{group}[{place}]")
-        place -= width
-    raise AssertionError("an input lies in a group")
+    group, at = features.group_of(place)
+    texts = {"x": f"z[{at}]", "u": f"z[{features.nx + at}]", "t": "t"}
+    return texts.get(group, f"{group}[{at}]")
 
 
 def _call(op: str, args: list[str]) -> str:

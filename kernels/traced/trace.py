@@ -66,6 +66,14 @@ class Features:
             place += width
         raise KeyError(name)
 
+    def group_of(self, place: int) -> tuple[str, int]:
+        """The group that holds a place of the row, and the place within it."""
+        for group, width in self.groups:
+            if place < width:
+                return group, place
+            place -= width
+        raise IndexError(f"a row has {self.width} features")
+
     @property
     def outputs(self) -> int:
         """The value, then the gradient in x and u."""

@@ -57,14 +57,11 @@ def _source(expression: Expression, features: Features) -> str:
 
 def _load(place: int, features: Features) -> str:
     """The text that reads an input."""
-    for group, width in features.groups:
-        if place < width:
-            if group == "t":
-                return "t.to(tl.float32)"
-            pointer = {"x": "z", "u": f"z + {features.nx}"}.get(group, group)
-            return f"tl.load({pointer} + {place}, mask=inside, other=0.0)"
-        place -= width
-    raise AssertionError("an input lies in a group")
+    group, at = features.group_of(place)
+    if group == "t":
+        return "t.to(tl.float32)"
+    pointer = {"x": "z", "u": f"z + {features.nx}"}.get(group, group)
+    return f"tl.load({pointer} + {at}, mask=inside, other=0.0)"
 
 
 def _call(op: str, args: list[str]) -> str:
