@@ -94,7 +94,7 @@ def rollout_kernel(
             u, effort_t = _controls(draws, t, iteration, at, COLUMNS, NX, NU, T, NOISE, EFFORT, TILE)
             z = x + u
             total += effort * effort_t
-            if CHANGE:
+            if CHANGE:  # noqa: SIM102, a constant first: what it excludes is not compiled
                 if t > 0:
                     changed += _change(z, _parked(at, COLUMNS, TILE, SIZES), at, COLUMNS, NX)
             _park(z, at, TILE, SIZES)
