@@ -10,7 +10,7 @@ from torch import Tensor
 import sgp_fast as sgp
 from sgp_fast.backends import available
 
-from . import baselines, peers
+from . import baselines, peers, sampling
 from .cases import Case
 from .rung import Rung, Runner, Unavailable
 
@@ -43,4 +43,4 @@ OURS = tuple(
     Rung(name, f"sgp_fast {name}", "ours", partial(_ours, name))
     for name in ("eager", "compiled", "fused:tile", "fused:layered", "auto")
 )
-RUNGS: dict[str, Rung] = {rung.name: rung for rung in (*baselines.RUNGS, *peers.RUNGS, *OURS)}
+RUNGS: dict[str, Rung] = {rung.name: rung for rung in (*baselines.RUNGS, *peers.RUNGS, *sampling.RUNGS, *OURS)}

@@ -27,11 +27,14 @@ from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.functions import Functions
 from sgp_fast.backends.fused.layered import Layered
 from sgp_fast.backends.fused.packed import PackedProblem
+from sgp_fast.backends.fused.rollout import RolloutWork
 from sgp_fast.backends.fused.tile import TilePlan
+from sgp_fast.backends.sampling import SamplingJob
 from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
 from sgp_fast.kernels.network_op import network_kernel
 from sgp_fast.kernels.packing import PackedNetwork, Program
 from sgp_fast.kernels.tiling import H200, DeviceLimits, Tile, keep, tiles
+from sgp_fast.sampling import MPPI
 from sgp_fast.solving import job_of
 
 from . import records
@@ -146,6 +149,15 @@ def launches(arch: int) -> Iterator[Launch]:
     for dtype in ("fp16", "tf32", "fp32"):
         for tile in picked(256, dtype):
             yield _plan(256, dtype, tile, "iterate")
+    for width in (256, 512, 1024):
+        for tile in picked(width, "bf16"):
+            yield _rollout(width, "bf16", tile, "candidates")
+        for tile in picked(width, "bf16")[:1]:
+            yield _rollout(width, "bf16", tile, "plan")
+    for dtype in ("fp16", "tf32", "fp32"):
+        for tile in picked(256, dtype):
+            yield _rollout(256, dtype, tile, "candidates")
+    yield _refit()
     for name, spec in NETWORKS.items():
         packed = PackedNetwork(spec, torch.bfloat16, CPU)
         program = packed.program
@@ -287,6 +299,44 @@ def _plan(width: int, dtype: str, tile: Tile, what: str, traced: bool = False) -
         step += forward["cost"] + vjp["cost"]
     name = f"plan_kernel {what} ({'kept' if kept else 'again'}{', traced cost' if traced else ''})"
     return Launch(name, f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
+
+
+def _rollout(width: int, dtype: str, tile: Tile, what: str) -> Launch:
+    """The costs of a block of candidates; or the values of a block of plans, with the score."""
+    kind = DTYPES[dtype][0]
+    case, packed = _packed(width, kind)
+    networks = {name: model.network.program for name, model in packed.models.items()}
+
+    def run() -> None:
+        work = _sampling(width, dtype, tile)
+        if what == "candidates":
+            work.roll_out(0)
+        else:
+            work.evaluate()
+
+    used = ("dynamics", "cost") if what == "candidates" else ("dynamics", "cost", "score")
+    step = Work(0, 0)
+    for name in used:
+        step += _forward(networks[name], tile, kind)
+    return Launch(f"rollout_kernel {what}", f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
+
+
+def _refit() -> Launch:
+    """The weighted sums over a problem's candidates."""
+    return Launch("refit", "none", "bf16", lambda: _sampling(256, "bf16", Tile(64)).refit(0), scale=ROWS // 64)
+
+
+def _sampling(width: int, dtype: str, tile: Tile) -> RolloutWork:
+    """MPPI with a block of candidates for one problem."""
+    case, _ = _packed(width, DTYPES[dtype][0])
+    precision: Any = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}[dtype]
+    planner = MPPI(HORIZON, 1, tile.block_b, precision=precision)
+    controls, bound = torch.ones(1, HORIZON, NU), torch.ones(1, NU)
+    job = SamplingJob(
+        case.problem, planner, torch.zeros(1, NX), 0 * controls, controls, -bound, bound, None, None, 0, 0.0, 0,
+        torch.zeros(1, dtype=torch.int64), float("inf"),
+    )  # fmt: skip
+    return RolloutWork(job, 1, tile)
 
 
 def _network(name: str, packed: PackedNetwork, tile: Tile, vjp: bool) -> Launch:

@@ -222,6 +222,25 @@ def sizes(
     return Sizes(_aligned(scratch), saved, cost_saved, scratch32, moments, cost_moments, form, parked)
 
 
+@dataclass(frozen=True)
+class ValueSizes:
+    """One program's scratch where only values are computed: as `Sizes`, and nothing is saved."""
+
+    scratch: int
+    scratch32: int
+    form: int
+    parked: int
+
+
+def value_sizes(tile: Tile, programs: tuple[Program, ...]) -> ValueSizes:
+    """The scratch of one program of the rollout kernel; the first network is the dynamics'."""
+    rows, columns = tile.block_b, programs[0].columns
+    form = _aligned(2 * rows * max(program.stream_columns for program in programs))
+    parked = form + rows * columns
+    scratch = _aligned(2 * rows * max(program.widest for program in programs))
+    return ValueSizes(scratch, _aligned(parked + rows * columns), form, parked)
+
+
 def _aligned(numbers: int) -> int:
     """A multiple of 16, which keeps every program's scratch on vector loads."""
     return -(-numbers // 16) * 16

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 class Controller(Protocol):
-    """What can be evaluated: `MPC`, the policies and sampling planners of `sgp_fast.policies`, or anything alike.
+    """What can be evaluated: `MPC`, the policies of `sgp_fast.policies`, or anything alike.
 
     `act` gets observations `[batch_size, nx]` and a mask `[batch_size]` of the environments that still run, and gives
     actions `[batch_size, nu]`, of which those of other rows are ignored; `reset` begins new episodes in the environments

@@ -72,6 +72,8 @@ def plan_file(
     The whole file is checked before any work, and so are the settings. Raises FileNotFoundError and ValueError naming file
     and row; FileExistsError where `out`, or its finished chunks, belong to another run.
     """
+    if not isinstance(planner, SGP):
+        raise TypeError(f"planner is a {type(planner).__name__}; files of starts are planned with SGP")
     starts, out = Path(starts), Path(out)
     if out.suffix not in FORMATS:
         raise ValueError(f"{out}: the suffix is {out.suffix!r}; expected plans as {' or '.join(FORMATS)}")

@@ -12,7 +12,7 @@ import sgp_fast as sgp
 from sgp_fast.data import make_dataset, read_d4rl_hdf5
 from sgp_fast.demo import Settings, read_settings, run_demo
 from sgp_fast.demo.inside import Starts, execute
-from sgp_fast.demo.settings import FOLDER, Episodes, Inside, Sampling
+from sgp_fast.demo.settings import FOLDER, Episodes, Inside
 from sgp_fast.report import Results
 from sgp_fast.training import TrainConfig
 
@@ -23,7 +23,7 @@ def small() -> Settings:
         transitions=3_000,
         train=TrainConfig(width=32, hidden_layers=2, steps=60, batch_size=64, evaluate_every=30),
         planner=sgp.SGP(horizon=4, iterations=3, beta=0.3),
-        sampling=Sampling(horizon=4, iterations=1, samples=8, elites=2),
+        sampling=sgp.CEM(horizon=4, iterations=1, samples=8, elites=2),
         evaluation=Episodes(episodes=2, steps=12, first_seed=0),
         inside=Inside(starts=6, executed_after=(1, 3), shown=2),
     )

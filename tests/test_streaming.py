@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -171,6 +172,12 @@ def test_a_finished_run_is_not_done_again_and_another_is_not_overwritten(tmp_pat
     (tmp_path / "mine.npz").write_bytes(b"something else")
     with pytest.raises(FileExistsError, match="another run"):
         plan_file(problem(), PLANNER, starts, tmp_path / "mine.npz")
+
+
+def test_files_are_planned_with_sgp(tmp_path: Path) -> None:
+    planner: Any = sgp.CEM(T)
+    with pytest.raises(TypeError, match="planner is a CEM; files of starts are planned with SGP"):
+        plan_file(problem(), planner, write(tmp_path, states(9), "npy"), tmp_path / "plans.npz")
 
 
 def test_weights_that_changed_are_another_run(tmp_path: Path) -> None:

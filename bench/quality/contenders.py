@@ -6,7 +6,8 @@
 
 The sampling planners see the same dynamics and the same cost as SGP, over the same horizon, and no score: theirs is the
 comparison with β = 0 as much as with SGP. Step size and β are those of the demo at every budget, which were tuned for one of
-them; the draws of CEM are divided as in the demo, an eighth of them elites.
+them; the draws of CEM are divided as in the demo, an eighth of them elites. Random shooting is CEM of one round and one
+elite: the best of some draws around the last plan.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from sgp_fast.backends import available
 from sgp_fast.evaluation import Controller
 from sgp_fast.mpc import MPC
 from sgp_fast.planner import SGP, Precision
-from sgp_fast.policies import CEM, BehaviorPolicy, RandomShooting
+from sgp_fast.policies import BehaviorPolicy
 from sgp_fast.problem import Problem
+from sgp_fast.sampling import CEM, Planner
 
 Make = Callable[[Problem, int, int], Controller]
 """A controller from a problem, the number of environments, and a seed."""
@@ -81,7 +83,7 @@ def contenders(task: str, planner: SGP, budgets: Budgets, device: str) -> Iterat
     def way(backend: str, precision: Precision) -> Contender:
         return Contender(
             "precision", "SGP", _count(planner.iterations, "iteration"), backend, precision,
-            "cpu" if backend == "compiled" else device, partial(_sgp, replace(planner, precision=precision), backend),
+            "cpu" if backend == "compiled" else device, partial(_mpc, replace(planner, precision=precision), backend),
             reason=why_not(backend, device),
         )  # fmt: skip
 
@@ -106,6 +108,7 @@ def best_backend(device: str) -> str:
 
 def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
     backend, T, R = best_backend(device), planner.horizon, budgets.rounds
+    sampling = "fused" if backend == "fused" else "eager"  # native code has no sampling planners
 
     def of(name: str, setting: str, backend: str, make: Make) -> Contender:
         return Contender("budget", name, setting, backend, "float32", device, make)
@@ -113,27 +116,19 @@ def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
     for n in budgets.iterations:
         # A schedule given as a table belongs to one number of iterations; those of the demo are constants and pairs.
         sgp = replace(planner, iterations=n, precision="float32")
-        yield of("SGP", _count(n, "iteration"), backend, partial(_sgp, sgp, backend))
-        if backend != "eager":  # like for like with the sampling planners, which are plain PyTorch
-            yield of("SGP, plain PyTorch", _count(n, "iteration"), "eager", partial(_sgp, sgp, "eager"))
+        yield of("SGP", _count(n, "iteration"), backend, partial(_mpc, sgp, backend))
+        if backend != "eager":  # like for like with the sampling planners where they are plain PyTorch
+            yield of("SGP, plain PyTorch", _count(n, "iteration"), "eager", partial(_mpc, sgp, "eager"))
     free = replace(planner, beta=0.0, precision="float32")
-    yield of("SGP, β = 0", _count(free.iterations, "iteration"), backend, partial(_sgp, free, backend))
+    yield of("SGP, β = 0", _count(free.iterations, "iteration"), backend, partial(_mpc, free, backend))
     for n in budgets.samples:
-        yield of("random shooting", _count(n, "sample"), "torch", partial(_shooting, T, n))
-        yield of("CEM", f"{R} × {_count(n, 'sample')}", "torch", partial(_cem, T, R, n))
+        shooting, cem = CEM(T, 1, n, elites=1), CEM(T, R, n, elites=max(1, n // 8))
+        yield of("random shooting", _count(n, "sample"), sampling, partial(_mpc, shooting, sampling))
+        yield of("CEM", f"{R} × {_count(n, 'sample')}", sampling, partial(_mpc, cem, sampling))
 
 
-def _sgp(planner: SGP, backend: str, problem: Problem, batch: int, seed: int) -> Controller:
+def _mpc(planner: Planner, backend: str, problem: Problem, batch: int, seed: int) -> Controller:
     return MPC(problem, planner, batch, backend=backend, seed=seed)
-
-
-def _shooting(horizon: int, samples: int, problem: Problem, batch: int, seed: int) -> Controller:
-    return RandomShooting(problem, horizon, batch, samples=samples, seed=seed)
-
-
-def _cem(horizon: int, rounds: int, samples: int, problem: Problem, batch: int, seed: int) -> Controller:
-    elites = max(1, samples // 8)
-    return CEM(problem, horizon, batch, iterations=rounds, samples=samples, elites=elites, seed=seed)
 
 
 def _count(n: int, word: str) -> str:

@@ -19,4 +19,15 @@ def choose_sampling(name: str, problem: Problem, planner: Sampler, device: torch
     kind = type(planner).__name__
     if name not in ("auto", "fused"):
         raise ValueError(f"backend {name!r} has no {kind}; use 'fused' on GPUs, 'eager', or 'auto' to let it choose")
-    return EagerSampling(f"there is no kernel for {kind} yet")
+    from .fused import why_unavailable
+
+    why = why_unavailable()
+    if why is None:
+        from .fused.rollout import FusedSampling, why_not
+
+        why = why_not(problem, planner, device)
+        if why is None:
+            return FusedSampling("asked for" if name != "auto" else "kernels cover this problem")
+    if name != "auto":
+        raise ValueError(f"backend {name!r} cannot plan this: {why}; use backend='eager', or 'auto' to let it choose")
+    return EagerSampling(f"not fused: {why}")

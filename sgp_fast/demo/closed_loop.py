@@ -14,7 +14,7 @@ import numpy as np
 from .._optional import require
 from ..evaluation import Controller, Evaluation, Trajectory, evaluate
 from ..mpc import MPC
-from ..policies import CEM, BehaviorPolicy
+from ..policies import BehaviorPolicy
 from ..problem import Problem
 from ..report import Frame, FrameStrip, MethodResult
 from .settings import Settings
@@ -35,7 +35,7 @@ def run_methods(
         ("behavior", f"behaviour policy ({quality})", lambda: BehaviorPolicy(task, quality, batch, seed), {}),
         ("sgp", "SGP", lambda: MPC(problem, planner, batch, seed=seed), sgp),
         ("no_score", "SGP without score (β = 0)", lambda: MPC(problem, replace(planner, beta=0.0), batch, seed=seed), free),
-        ("cem", "CEM on the same models", lambda: CEM(problem, batch_size=batch, seed=seed, **cem), cem),
+        ("cem", "CEM on the same models", lambda: MPC(problem, sampling, batch, seed=seed), cem),
     ]  # fmt: skip
     results, strips, missing = [], [], None
     for key, label, controller, own in methods:

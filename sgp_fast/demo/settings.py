@@ -10,19 +10,10 @@ from typing import Any
 
 from ..data import QUALITIES, TASKS
 from ..planner import SGP
+from ..sampling import CEM
 from ..training import TrainConfig
 
 FOLDER = Path(__file__).parent.parent / "configs"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The cross-entropy method that SGP is compared with."""
-
-    horizon: int
-    iterations: int
-    samples: int
-    elites: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Settings:
     train: TrainConfig
     planner: SGP
     planners: dict[str, SGP]
-    sampling: Sampling
+    sampling: CEM
     evaluation: Episodes
     inside: Inside
 
@@ -81,7 +72,7 @@ def read_settings(source: str | Path) -> Settings:
             train=TrainConfig(**data["train"], seed=data["seed"]),
             planner=planner,
             planners={name: dataclasses.replace(planner, **own) for name, own in data.get("planners", {}).items()},
-            sampling=Sampling(**data["sampling"]),
+            sampling=CEM(**data["sampling"]),
             evaluation=Episodes(**data["evaluation"]),
             inside=Inside(inside["starts"], tuple(inside["executed_after"]), inside["shown"]),
         )

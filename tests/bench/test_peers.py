@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import sgp_fast as sgp
-from sgp_fast.bench import peers
+from sgp_fast.bench import peers, sampling
 from sgp_fast.bench.cases import Case, make_case
 from sgp_fast.bench.gate import evaluated, judge, reference
 from sgp_fast.bench.peers.models import SAMPLING, load, models_of, seeded
@@ -72,6 +72,15 @@ def test_a_sampling_planner_foresees_the_cost(rung: Rung, case: Case) -> None:
     u = 2 * torch.rand(case.init.shape, generator=torch.Generator().manual_seed(1)) - 1
     torch.testing.assert_close(runner.foreseen(u).double(), cost(case, u), rtol=0, atol=1e-5)
     torch.testing.assert_close(runner.foreseen(u[:1]), runner.foreseen(u)[:1])
+    assert judge(rung, case, runner, u).reason is None
+
+
+@pytest.mark.parametrize("rung", sampling.RUNGS, ids=lambda rung: rung.name)
+def test_our_sampling_planners_stand_beside_them(rung: Rung, case: Case) -> None:
+    runner = rung.make(case)
+    u = runner()
+    assert bool((cost(case, u) < cost(case, case.init) - 0.1).all()) and torch.equal(runner(), u)
+    torch.testing.assert_close(runner.foreseen(u).double(), cost(case, u), rtol=0, atol=1e-5)  # pyright: ignore[reportFunctionMemberAccess]
     assert judge(rung, case, runner, u).reason is None
 
 

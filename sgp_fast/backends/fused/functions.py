@@ -15,7 +15,7 @@ from .graphs import copy_in
 
 
 class Functions:
-    """Of a job, for a bucket of R rows.
+    """Of a job, for a bucket of R rows; of none, none.
 
     running, terminal  `device_function`s of the costs that are traced; else None
     calls, last_calls  the costs' own `value_and_grad` where they are not; else None
@@ -23,14 +23,17 @@ class Functions:
     given              the parameters as the costs themselves take them
     """
 
-    def __init__(self, job: Job, rows: int, device: torch.device) -> None:
-        self.costs = custom_costs(job)
+    def __init__(self, job: Job | None = None, rows: int = 0, device: torch.device | None = None) -> None:
+        self.costs = CustomCosts(None, None) if job is None else custom_costs(job)
         self._features: Features | None = None
+        self.running = self.terminal = self.calls = self.last_calls = self.params = None
+        self.given: Params = None
+        if job is None:
+            return
         self.running, self.calls = self._made(self.costs.running, job.problem.cost)
         self.terminal, self.last_calls = self._made(self.costs.terminal, job.problem.terminal)
         width = 0 if self._features is None else self._features.params_width
         self.params = torch.zeros(rows, width, device=device) if width else None
-        self.given: Params = None
         if self.calls is not None or self.last_calls is not None:
             self.given = _static(job.params, rows)
 

@@ -1,0 +1,299 @@
+"""Sampling planners in kernels: launches `kernels.rollout` and `kernels.refit`, a whole plan as one graph."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...kernels.network_op import is_interpreted
+from ...kernels.packing import Program, lay_out, padded, uncovered
+from ...kernels.refit import allocate_sums, weighted_sums
+from ...kernels.rollout import Draws, Quadratics, Results, rollout_kernel
+from ...kernels.tile import Model
+from ...kernels.tiling import H200, Tile, fits, limits_of, tiles, value_sizes
+from ...plan import Plan
+from ...problem import Problem
+from ...sampling import Sampler
+from ..coverage import foreign_part
+from ..custom import is_custom
+from ..sampling import SamplingJob, Values, conclude, members_of, over_members
+from .backend import PRECISIONS, graphs_of, interpreting
+from .graphs import GraphCache, bucket, copy_in
+from .packed import PackedModel, PackedProblem, sources
+
+# Candidates of all problems that are planned together: their costs are 64 MB, and a few times as much at work.
+CANDIDATES = 1 << 24
+# Programs of a launch: each takes one block of candidates after the other, and its scratch serves them all.
+PROGRAMS_A_MULTIPROCESSOR = 2
+
+
+def why_not(problem: Problem, planner: Sampler, device: torch.device) -> str | None:
+    """None where the kernels cover the problem, else what they do not cover."""
+    if device.type != ("cpu" if interpreting() else "cuda"):
+        where = "the CPU, interpreted" if interpreting() else "CUDA devices"
+        return f"its kernels run on {where}, and the models are on {device}"
+    if planner.precision not in PRECISIONS:
+        return f"its kernels plan in {', '.join(PRECISIONS)}, not in {planner.precision}"
+    for name, cost in (("cost", problem.cost), ("terminal cost", problem.terminal)):
+        if is_custom(cost):
+            return f"the {name} is a {type(cost).__name__}, which the kernels of sampling planners do not trace"
+    for member in members_of(problem):
+        if (why := foreign_part(member, lambda part, spec: uncovered(spec))) is not None:
+            return why
+    if tile_of(problem, planner, planner.samples, device) is None:
+        return f"no tile is known for networks as wide as these in {planner.precision}"
+    return None
+
+
+def tile_of(problem: Problem, planner: Sampler, rows: int, device: torch.device) -> Tile | None:
+    """How the rollout of so many candidates is divided: the tile expected to be fastest."""
+    parts = [member.dynamics for member in members_of(problem)] + [problem.score, problem.cost, problem.terminal]
+    specs = [part.network.spec for part in parts if getattr(part, "network", None) is not None]
+    columns = padded(parts[0].nx + parts[0].nu)
+    programs = tuple(lay_out(spec, columns).program for spec in specs)
+    limits = limits_of(device) if device.type == "cuda" else H200
+    found = tiles(
+        max(program.widest_whole_row for program in programs), max(program.widest for program in programs),
+        planner.product_dtype, rows, input_precision="tf32" if planner.precision == "tf32" else "ieee",
+        streams=any(program.stream_columns for program in programs), limits=limits, interpreted=is_interpreted(),
+    )  # fmt: skip
+    return next((tile for tile in found if fits(tile, programs, planner.product_dtype, limits.shared)), None)
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one model's rollout reads and writes: its packed parts, the candidates' costs, and its values at the plan."""
+
+    packed: PackedProblem
+    cost: Tensor
+    at_plan: Results
+
+    @classmethod
+    def allocate(cls, packed: PackedProblem, rows: int, samples: int, horizon: int) -> Member:
+        def floats(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=packed.device)
+
+        at_plan = Results(
+            floats(rows), floats(rows, horizon + 1, packed.nx), floats(rows, horizon), floats(rows), floats(rows),
+            floats(rows, horizon),
+        )  # fmt: skip
+        return cls(packed, floats(rows, samples), at_plan)
+
+    @property
+    def bytes(self) -> int:
+        networks = sum(model.network.bytes for model in self.packed.models.values())
+        return networks + sum(t.numel() * t.element_size() for t in (self.cost, *self.at_plan))
+
+
+class RolloutWork:
+    """All of a sampling plan of one bucket of problems: `body` is what a graph is captured of."""
+
+    def __init__(self, job: SamplingJob, rows: int, tile: Tile) -> None:
+        problem, planner, device = job.problem, job.planner, job.x0.device
+        self._problems, self.reads = members_of(problem), sources(problem)
+        self._planner, self._tile, self._penalty, self._level = planner, tile, job.penalty, job.level
+        packed = [PackedProblem(member, planner.product_dtype, device) for member in self._problems]
+        self.members = [Member.allocate(p, rows, planner.samples, planner.horizon) for p in packed]
+        nx, nu = packed[0].nx, packed[0].nu
+
+        def floats(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=device)
+
+        self._x0, self._start, self._start_std = floats(rows, nx), *(floats(rows, planner.horizon, nu) for _ in range(2))
+        self.mean, self._std = torch.zeros_like(self._start), torch.zeros_like(self._start)
+        self._low, self._high = (None if job.low is None else floats(rows, nu) for _ in range(2))
+        self._goal = None if job.goal is None else floats(rows, nx)
+        self._seed = torch.zeros(1, dtype=torch.int64, device=device)
+        self._keys = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.found = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._sums = allocate_sums(planner.samples, self.mean)
+        self._zero = torch.zeros(1, dtype=torch.int32, device=device)
+        self._layout = value_sizes(tile, _programs(packed))
+        self._programs = min(-(-rows * planner.samples // tile.block_b), _most_programs(device))
+        self._scratch = torch.empty(self._programs * self._layout.scratch, dtype=planner.product_dtype, device=device)
+        self._scratch32 = torch.empty(self._programs * self._layout.scratch32, device=device)
+
+    @property
+    def bytes(self) -> int:
+        own = (self._start, self._start_std, self.mean, self._std, *self._sums, self._scratch, self._scratch32)
+        return sum(t.numel() * t.element_size() for t in own) + sum(member.bytes for member in self.members)
+
+    def load(self, job: SamplingJob) -> None:
+        """Copy in a job, whose problems may be fewer than the bucket has."""
+        given = [
+            ("x0", self._x0, job.x0), ("mean", self._start, job.mean), ("std", self._start_std, job.std),
+            ("low", self._low, job.low), ("high", self._high, job.high), ("goal", self._goal, job.goal),
+            ("keys", self._keys, job.keys),
+        ]  # fmt: skip
+        for name, static, tensor in given:
+            if static is not None and tensor is not None:
+                copy_in(static, tensor.expand(len(job.x0), *tensor.shape[1:]) if len(tensor) == 1 else tensor, name)
+        self._seed.fill_((job.seed + 2**63) % 2**64 - 2**63)
+
+    def body(self) -> None:
+        self.begin()
+        for i in range(self._planner.iterations):
+            self.iterate(i)
+        self.evaluate()
+
+    def iterate(self, i: int) -> None:
+        self.roll_out(i)
+        self.refit(i)
+
+    def begin(self) -> None:
+        for member, problem in zip(self.members, self._problems, strict=True):
+            member.packed.refresh(problem)
+        self.mean.copy_(self._start)
+        self._std.copy_(self._start_std)
+        self.found.zero_()
+
+    def roll_out(self, i: int) -> None:
+        """Enqueue the costs of the candidates of iteration i."""
+        for member in self.members:
+            self._launch(member, i, self._planner.samples, Results(member.cost, *[None] * 5), noise=True)
+
+    def refit(self, i: int) -> None:
+        """Enqueue the refit to the candidates of iteration i; as `backends.sampling` has it."""
+        planner = self._planner
+        costs = over_members(torch.stack([member.cost for member in self.members]), planner.risk)
+        weights = planner.weights(torch.where(costs.isfinite(), costs, torch.inf))
+        found = weights.sum(1) > 0
+        self.found.logical_or_(found)
+        sums, squares = weighted_sums(
+            weights, self.mean, self._std, self._low, self._high, self._seed, self._keys, i, self._sums
+        )
+        step = sums.sum(0)  # zero where no candidate counts
+        if planner.narrows:
+            spread = (squares.sum(0) - step.square()).clamp(min=0).sqrt()
+            self._std.copy_(torch.where(found[:, None, None], self._std.lerp(spread, 1 - planner.kept), self._std))
+        self.mean.add_(step, alpha=1 - planner.kept)
+
+    def evaluate(self) -> None:
+        """Enqueue the evaluation of the mean, which is the plan."""
+        if self._low is not None and self._high is not None:
+            self.mean.copy_(torch.clamp(self.mean, self._low[:, None], self._high[:, None]))
+        for member in self.members:
+            self._launch(member, 0, 1, member.at_plan, noise=False)
+
+    def results(self, rows: int) -> tuple[Tensor, list[Values], Tensor]:
+        """The plan's controls, its values under each member (time-major), and who had a finite candidate; copies."""
+
+        def steps(t: Tensor) -> Tensor:
+            return t[:rows].transpose(0, 1).clone()
+
+        values = []
+        for member in self.members:
+            at = member.at_plan
+            values.append(Values(
+                x=steps(at.x), running=steps(at.running), terminal=at.terminal[:rows].clone(),
+                change=at.change[:rows].clone(), distance=steps(at.distance),
+            ))  # fmt: skip
+        return self.mean[:rows].clone(), values, self.found[:rows].clone()
+
+    def _launch(self, member: Member, i: int, samples: int, results: Results, noise: bool) -> None:
+        """Enqueue the rollout of `samples` candidates a problem; without noise, of the mean, and all of it is stored."""
+        packed, planner, tile = member.packed, self._planner, self._tile
+        programs = {name: model.network.program for name, model in packed.models.items()}
+        scored = packed.score is not None and (not noise or self._penalty > 0)
+        rows = len(self.mean) * samples
+        quadratics = Quadratics(
+            packed.curvature, packed.goal if packed.curvature is not None else None,
+            packed.last_curvature, packed.last_goal if packed.last_curvature is not None else None, self._goal,
+        )  # fmt: skip
+        draws = Draws(self.mean, self._std, self._low, self._high, self._seed, self._keys)
+        models = (packed.dynamics, packed.score if scored else None, packed.cost, packed.terminal)
+        kernel: Any = rollout_kernel
+        kernel[(min(-(-rows // tile.block_b), self._programs),)](
+            *map(_model, models), packed.scale, packed.gain, quadratics, self._x0, draws, results, self._zero, self._scratch,
+            self._scratch32, rows, samples, i, float(self._penalty), float(packed.control_change), float(planner.effort),
+            DYNAMICS=programs["dynamics"], SCORE=programs.get("score") if scored else None, COST=programs.get("cost"),
+            TERMINAL=programs.get("terminal"), TILE=tile, T=planner.horizon, NX=packed.nx, NU=packed.nu, LEVEL=self._level,
+            SIZES=self._layout, NOISE=noise, CHANGE=packed.control_change > 0, EFFORT=noise and planner.effort > 0,
+            STORE=not noise, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FusedSampling:
+    """The backend."""
+
+    reason: str
+    name: str = "fused"
+
+    def prepare(self, problem: Problem, planner: Sampler, device: torch.device) -> Problem:
+        """The problem itself: graphs read its weights where they lie, and so follow what is written to them."""
+        return problem
+
+    def problems_at_once(self, planner: Sampler, nu: int) -> int:
+        return max(1, CANDIDATES // planner.samples)
+
+    @torch.no_grad()
+    def run(self, job: SamplingJob) -> Plan:
+        planner, device, taken = job.planner, job.x0.device, job.planner.iterations
+        batch = len(job.x0)
+        size = bucket(batch)
+        tile = tile_of(job.problem, planner, size * planner.samples, device)
+        assert tile is not None  # `why_not` has found one
+        # One cache holds the graphs of a device, whatever they plan; a key's work is always of one kind.
+        cache = cast("GraphCache[RolloutWork]", graphs_of(device))
+
+        def made() -> RolloutWork:
+            return RolloutWork(job, size, tile)
+
+        with cache.lock:
+            if job.deadline < math.inf:
+                work = made()
+                work.load(job)
+                taken = _until(job, work)
+            else:
+                entry = cache.get(_key(job, size), sources(job.problem), made)
+                work = entry.work
+                work.load(job)
+                entry.graph.replay()
+            u, values, found = work.results(batch)
+        plan = conclude(job, u, values, found, taken)
+        stats = {"regime": f"rollout, tile of {tile.block_b} rows", "bucket": size, "graphs": vars(cache.stats).copy()}
+        return replace(plan, stats=stats)
+
+
+def _until(job: SamplingJob, work: RolloutWork) -> int:
+    """Iterate while there is time, without a graph, and evaluate; returns the iterations that were made."""
+    work.begin()
+    taken = 0
+    while taken < job.planner.iterations and time.monotonic() <= job.deadline:
+        work.iterate(taken)
+        taken += 1
+        if job.x0.is_cuda:
+            torch.cuda.synchronize(job.x0.device)
+    work.evaluate()
+    return taken
+
+
+def _key(job: SamplingJob, size: int) -> Hashable:
+    """What a graph is captured for, beside the weights that it reads."""
+    parts = tuple(id(part) for part in job.problem.modules.values())
+    given = (job.low is not None, job.goal is not None, job.level, job.penalty)
+    return ("sampling", parts, job.problem.control_change, job.planner, size, *given)
+
+
+def _programs(packed: list[PackedProblem]) -> tuple[Program, ...]:
+    """Of all networks, the dynamics' first."""
+    return tuple(model.network.program for p in packed for model in p.models.values())
+
+
+def _most_programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2  # interpreted: so that programs have more than one block
+    return PROGRAMS_A_MULTIPROCESSOR * limits_of(device).multiprocessors
+
+
+def _model(model: PackedModel | None) -> Model:
+    if model is None:
+        return Model(None, None, None, None)
+    return Model(model.network.weights, model.network.vectors, model.b, model.inv_k)
