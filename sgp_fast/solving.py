@@ -45,7 +45,7 @@ def solve(
     params        per-problem parameters of custom costs: a tensor `[B, …]`, or a dictionary of such
     init          controls `[B, T, nu]` or a Plan to start from; without it they start at `start_spread`·normal from `seed`
     seed          of the random starts; None is 0. Problem i's numbers depend on the seed and on i alone
-    backend       "auto", "eager", "compiled" or "fused" ("fused:tile" or "fused:layered" for one of its regimes);
+    backend       "auto", "eager", "compiled" or "fused" ("fused:tile", "fused:layered" or "fused:grid" for one regime);
                   `Plan.stats` says what ran and why
     time_limit_s  no iteration is begun after this many seconds, counted from when the models are prepared and shared among
                   chunks; the last iterate is returned. `fused` looks at the clock every fifth iteration

@@ -48,6 +48,8 @@ class GridPlan:
         networks = {name: model.network.program for name, model in packed.models.items()}
         if (why := uncovered_by_grid(networks, buffers.rows)) is not None:
             raise ValueError(f"the grid regime does not cover {why}; use backend='fused', which takes another")
+        if packed.device.type == "cuda" and torch.cuda.get_device_capability(packed.device)[0] not in (8, 9):
+            raise ValueError("the grid regime was compiled for sm_8x and sm_9x alone; use backend='fused' for another")
         interpreted, T, R = is_interpreted(), planner.horizon, buffers.rows
         precision = "tf32" if planner.precision == "tf32" else "ieee"
         tile = tile or tile_for(R, T, packed.dtype.itemsize, precision, interpreted)
