@@ -30,6 +30,7 @@ MAX_COLUMNS = 128
 class Slice:
     """How an item is cut: rows, columns and the depth of a step of its products.
 
+    stages           steps whose loads are in flight at once
     split            parts of a product's depth that the warps sum at once: of few rows and columns there is no other work
                      for them
     input_precision  of products of float32: "ieee" or "tf32"
@@ -40,6 +41,7 @@ class Slice:
     block_n: int
     block_k: int
     split: int = 1
+    stages: int = 1
     input_precision: str = "ieee"
     interpreted: bool = False
 
@@ -66,7 +68,6 @@ class GridTile:
     few: Slice
     many: Slice
     warps: int = 8
-    stages: int = 2
 
     def of(self, net: str) -> Slice:
         """The slice for a part of the problem; "" for what belongs to none, which is a step's."""
@@ -335,13 +336,13 @@ def tile_for(rows: int, horizon: int, size: int, input_precision: str = "ieee", 
     One row is summed without matrix instructions, which would compute fifteen more.
     """
     if interpreted:
-        few = Slice(1 if rows == 1 else 16, 64, 64, 2, input_precision, True)
-        return GridTile(few, Slice(16, 64, 64, 2, input_precision, True))
+        few = Slice(1 if rows == 1 else 16, 64, 64, 2, 1, input_precision, True)
+        return GridTile(few, Slice(16, 64, 64, 2, 1, input_precision, True))
     ieee = size == 4 and input_precision == "ieee"
-    few = Slice(1, 16, 1024, 1, input_precision) if rows == 1 else Slice(16, 16, 1024, 8, input_precision)
-    many = Slice(16, 16, 1024, 8, input_precision) if rows * horizon <= 64 else Slice(64, 64, 64, 1, input_precision)
+    few = Slice(1, 16, 512, 1, 1, input_precision) if rows == 1 else Slice(16, 16, 512, 8, 1, input_precision)
+    many = Slice(16, 16, 512, 8, 1, input_precision) if rows * horizon <= 64 else Slice(64, 64, 64, 1, 2, input_precision)
     if ieee:
-        many = Slice(16, 16, 128, 1)
+        many = Slice(16, 16, 32)
         few = few if rows == 1 else many
     return GridTile(few, many)
 

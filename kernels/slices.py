@@ -140,12 +140,13 @@ def _forward_product(
     N: tl.constexpr = cols.shape[0]
     DEPTH: tl.constexpr = depth_of(OP.inputs, N, TILE)
     PARTS: tl.constexpr = parts_of(DEPTH, TILE)
+    STAGES: tl.constexpr = TILE.stages
     NORMED: tl.constexpr = BEFORE.norm_weight >= 0
     EXACT: tl.constexpr = net.weights.dtype.element_ty == tl.float32
     mean, rstd = _moments(net, rows, inside, i - 1, NET, AT, TILE)
     acc = _nothing(N, PARTS, TILE)
     # An end that is loaded: the compiler would unroll the loop, and all operands of a product want registers then.
-    for k0 in tl.range(0, tl.load(net.zero) + OP.inputs, DEPTH, num_stages=1):
+    for k0 in tl.range(0, tl.load(net.zero) + OP.inputs, DEPTH, num_stages=STAGES):
         k = k0 + columns_of(net, DEPTH)
         w = tl.load(net.weights + OP.weight + k[:, None] + cols[None, :] * OP.inputs)
         y = _load(net, rows, inside, k, AT.h[i - 1], OP.inputs)
@@ -168,11 +169,12 @@ def _backward_product(
     N: tl.constexpr = cols.shape[0]
     DEPTH: tl.constexpr = depth_of(OP.columns, N, TILE)
     PARTS: tl.constexpr = parts_of(DEPTH, TILE)
+    STAGES: tl.constexpr = TILE.stages
     NORMED: tl.constexpr = OP.norm_weight >= 0
     mean, rstd = _moments(net, rows, inside, i, NET, AT, TILE)
     mean_g, along = _gradient_moments(net, rows, inside, i, NET, AT, TILE)
     acc = _nothing(N, PARTS, TILE)
-    for k0 in tl.range(0, tl.load(net.zero) + OP.columns, DEPTH, num_stages=1):
+    for k0 in tl.range(0, tl.load(net.zero) + OP.columns, DEPTH, num_stages=STAGES):
         k = k0 + columns_of(net, DEPTH)
         w = tl.load(net.weights + OP.weight + k[:, None] * OP.inputs + cols[None, :])
         g = _load(net, rows, inside, k, AT.g[i], OP.columns)

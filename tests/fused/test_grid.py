@@ -82,7 +82,7 @@ def through(
 
 
 def cut(block_b: int, block_n: int, block_k: int, split: int) -> Slice:
-    return Slice(block_b, block_n, block_k, split, "ieee", INTERPRETED)
+    return Slice(block_b, block_n, block_k, split, 1, "ieee", INTERPRETED)
 
 
 # Cost, terminal cost, score; width and hidden layers; bounds, weight of control changes, largest gradient, goals brought by

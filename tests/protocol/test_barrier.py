@@ -78,7 +78,8 @@ def violation(step: Step, P: int, rounds: int) -> str | None:
     that others may overtake it there.
     """
     first: State = (0, 0, (("arrive", 1, 0),) * P)
-    seen, todo = {first}, [first]
+    seen: set[State] = {first}
+    todo: list[State] = [first]
     while todo:
         state = todo.pop()
         following = list(_following(step, state, P, rounds))

@@ -77,7 +77,7 @@ class GridPlan:
             TERMINAL=networks.get("terminal"), LAYOUT=layout, PROGRAMS=self.programs, TILE=tile, T=T, NX=packed.nx,
             NU=packed.nu, NU_COLUMNS=padded(packed.nu), BOUNDING="none" if buffers.low is None else planner.bounding,
             CHANGE=packed.control_change > 0, OPTIONS=options_of(packed, planner), num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_stages=1,
         )  # fmt: skip
         self._synchronise = self.programs > 1 and not stepwise
         if self._synchronise and packed.device.type == "cuda":
