@@ -2,7 +2,7 @@
 
     device    what the device is
     parity    fused plans against eager ones in float64, where the tests cannot run
-    aims      many problems in bf16, against the best of the ladder: the sizes that the kernels were written for
+    aims      few problems, and many, in bf16, against the best of the ladder: what the kernels were written for
     ladder    the four published cases, every rung
     profile   where an iteration goes, with traces
     cold      import, first plan, and what pays them back
@@ -38,6 +38,7 @@ OUT = Path(os.environ.get("OUT", "gpu-session"))
 DRY = bool(os.environ.get("DRY"))
 DEVICE = torch.device("cpu" if DRY else "cuda:0")
 FUSED = ("fused:tile", "fused:layered")
+EVERY = (*FUSED, "fused:grid")  # where problems are few
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
 # What is tried without a GPU.
 TRIED = (Spec(32, 4, iterations=3), Spec(48, 2, iterations=3))
@@ -45,7 +46,8 @@ QUICK = ("published", "autograd", "adjoint", "cuda graph", "eager", "compiled", 
 
 
 def aims(seconds: float) -> int:
-    return _ladder([Spec(w, b, precision="bfloat16", rungs=BEST) for w, b in sweep.THROUGHPUT], seconds)
+    sizes = (*sweep.LATENCY, *sweep.THROUGHPUT)
+    return _ladder([Spec(w, b, precision="bfloat16", rungs=BEST) for w, b in sizes], seconds)
 
 
 def published(seconds: float) -> int:
@@ -93,7 +95,7 @@ def kernels() -> int:
     few: tuple[Precision, ...] = ("float32", "bfloat16")
     for precision in few:
         case = make_case(64, 65, horizon=3, iterations=2, precision=precision).to(DEVICE)
-        for backend in ("eager", "compiled") if DRY else FUSED:
+        for backend in ("eager", "compiled") if DRY else EVERY:
             plan = sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend=backend)
             assert bool(plan.u.isfinite().all())
             print(f"{precision}, {backend}: {len(plan.u)} plans")
@@ -103,7 +105,7 @@ def kernels() -> int:
 def parity() -> int:
     """Controls and states after two iterations: at most twice eager's error at the same precision, with a floor."""
     wrong = 0
-    for width, precision, backend, batch in product((48, 256, 512, 1024), PRECISIONS, FUSED, (1, 65)):
+    for width, precision, backend, batch in product((48, 256, 512, 1024), PRECISIONS, EVERY, (1, 65)):
         case = make_case(width, batch, iterations=2, precision=precision).to(DEVICE)
         exact = _plan(case.in_precision("float64"), "eager")
         try:

@@ -4,7 +4,7 @@
 #     OUT=folder sh bench/gpu_session.sh [--dry-run] [part …]
 #
 # Parts, by priority, with the seconds that each may take; all of them without a name:
-PARTS="device:30 tests:170 aims:150 ladder:150 profile:50 cold:180 sanitizer:120 more:240"
+PARTS="device:30 tests:170 aims:200 ladder:150 profile:50 cold:180 sanitizer:120 more:190"
 # From the repository's root, with python3, torch and triton; nothing is installed. Each part has a log and a limit, and one
 # that fails does not stop the next. Numbers go to $OUT/*.jsonl as they are measured; a part that was done is not done again,
 # one that was stopped goes on: call the script again with the same $OUT. TOTAL (default 590) seconds are all that it takes:

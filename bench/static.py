@@ -7,8 +7,9 @@ H200: how long a launch over 16,384 problems would take (for plans: an iteration
     max(operations / measured FLOP/s, bytes / measured bandwidth of a copy)
 
 with padding and what is computed again counted, the weights once for each program that reads them, and for pointwise kernels
-every tensor that they were given. The L2, where weights and scratch mostly are, delivers more than a copy through memory, by
-how much was not measured: where bytes bound, a launch may take less.
+every tensor that they were given; of the grid regime it is an iteration of its own few problems. The L2, where weights and
+scratch mostly are, delivers more than a copy through memory, by how much was not measured: where bytes bound, a launch may
+take less.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 
 from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.functions import Functions
+from sgp_fast.backends.fused.grid import GridPlan
 from sgp_fast.backends.fused.layered import Layered
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.rollout import RolloutWork
@@ -33,7 +35,9 @@ from sgp_fast.backends.sampling import SamplingJob
 from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
 from sgp_fast.kernels.network_op import network_kernel
 from sgp_fast.kernels.packing import PackedNetwork, Program
+from sgp_fast.kernels.phases import count, tile_for
 from sgp_fast.kernels.tiling import H200, DeviceLimits, Tile, keep, tiles
+from sgp_fast.planner import Precision
 from sgp_fast.sampling import MPPI
 from sgp_fast.solving import job_of
 
@@ -78,6 +82,13 @@ class Chip:
         return min(by_registers, by_shared, self.warps // made.warps, self.programs)
 
 
+# Multiprocessors of an A100 and an H200: the programs of the grid regime, and its cases: width, problems, products.
+PROGRAMS = {80: 108, 90: 132}
+GRIDS = (
+    *((width, problems, "bf16", "iterate") for width in (256, 512, 1024) for problems in (1, 64)),
+    (1024, 8, "bf16", "iterate"), (1024, 1, "bf16", "evaluate"), (1024, 1, "fp16", "iterate"), (1024, 8, "tf32", "iterate"),
+    (256, 1, "fp32", "iterate"), (256, 8, "fp32", "iterate"),
+)  # fmt: skip
 TENSOR_MEMORY = 512  # columns a multiprocessor; with more, the compiler makes a kernel that only stops
 CHIPS = {80: Chip(163 << 10, 164 << 10), 90: Chip(227 << 10, 228 << 10), 100: Chip(227 << 10, 228 << 10)}
 
@@ -169,6 +180,9 @@ def launches(arch: int) -> Iterator[Launch]:
             yield _network(name, packed, tile, vjp)
     yield _layered(1024)
     yield _plan(256, "bf16", picked(256, "bf16")[0], "iterate", traced=True)
+    if arch in PROGRAMS:
+        for width, problems, dtype, what in GRIDS:
+            yield _grid(width, problems, dtype, what, PROGRAMS[arch])
 
 
 def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[KernelRow]:
@@ -239,7 +253,7 @@ def _row(launch: Launch, made: Compiled) -> KernelRow:
         flops_us = 1e6 * work.flops / H200.flops(*DTYPES[launch.dtype])
         bytes_us = 1e6 * work.bytes / H200.bandwidth
     kind = [str(made.constants[key]) for key in ("CONDITION", "ACTIVATION", "RESIDUAL") if key in made.constants]
-    kernel = launch.kernel if launch.tile else " ".join((made.name, *kind))
+    kernel = launch.kernel if launch.work else " ".join((made.name, *kind))
     kernel += " diverged" if made.constants.get("ONLY_DIVERGED") else ""
     return KernelRow(
         kernel=kernel, network=launch.network, dtype=launch.dtype, arch=made.arch,
@@ -374,6 +388,30 @@ def _layered(width: int) -> Launch:
         plan.evaluate(settled=True)
 
     return Launch("pointwise", f"layered SGP 4×{width}", "bf16", run, scale=ROWS // rows)
+
+
+def _grid(width: int, problems: int, dtype: str, what: str, programs: int) -> Launch:
+    """All iterations of a few problems on all multiprocessors; or their evaluation."""
+    kind, precision = DTYPES[dtype]
+    case, packed = _packed(width, kind)
+    names: dict[str, Precision] = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}
+    planner = replace(case.planner, precision=names[dtype])
+
+    def run() -> None:
+        buffers = Buffers.allocate(
+            problems, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=False, with_history=False
+        )
+        plan = GridPlan(packed, planner, buffers, planner.iterations, programs=programs)
+        if what == "iterate":
+            plan.iterate(0, planner.iterations)
+        else:
+            plan.evaluate(settled=True)
+
+    networks = {name: model.network.program for name, model in packed.models.items()}
+    tile = tile_for(problems, HORIZON, kind.itemsize, precision)
+    found = count(networks, HORIZON, problems, tile, programs, kind.itemsize)
+    work = Work(found.flops, found.weights + found.rows)
+    return Launch(f"grid_kernel {what}, {problems} problems", f"SGP 4×{width}", dtype, run, work=work)
 
 
 def _blocks(tile: Tile) -> int:

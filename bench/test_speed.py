@@ -20,7 +20,7 @@ from .rung import Unavailable
 SIZES = [(256, 1), (256, 64), (1024, 1)]
 
 
-@pytest.mark.parametrize("backend", ["eager", "compiled", "fused:tile", "fused:layered"])
+@pytest.mark.parametrize("backend", ["eager", "compiled", "fused:tile", "fused:layered", "fused:grid"])
 @pytest.mark.parametrize(("width", "problems"), SIZES, ids=[f"{b}x{w}" for w, b in SIZES])
 def test_plan(benchmark, backend: str, width: int, problems: int) -> None:  # noqa: ANN001
     case = make_case(width, problems).to("cuda" if torch.cuda.is_available() else "cpu")

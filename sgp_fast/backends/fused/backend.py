@@ -61,7 +61,7 @@ def why_not(
 
 @dataclass(frozen=True)
 class Fused:
-    """The backend. `regime` is "tile" or "layered"; None lets a measurement choose, with `race_eager` from `eager` too."""
+    """The backend. `regime` is "tile", "layered" or "grid"; None lets a measurement choose; `race_eager`: eager too."""
 
     reason: str
     regime: str | None = None
@@ -153,11 +153,12 @@ class Fused:
 
 def candidates_of(job: Job, size: int, regime: str | None = None) -> dict[str, Make]:
     """Ways to plan a bucket, by name; those of `regime` where one is asked for."""
+    from .grid import grid_plans
     from .layered import Layered
     from .tile import tile_plans
 
     tiles = {} if custom_costs(job).split else tile_plans(job.problem, job.planner, size, job.x0.device)
-    ways: dict[str, Make] = {**tiles, "layered": Layered}
+    ways: dict[str, Make] = {**tiles, "layered": Layered, **grid_plans(size, asked=regime == "grid")}
     return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 
 

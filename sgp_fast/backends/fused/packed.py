@@ -41,7 +41,9 @@ class PackedProblem:
     `refresh` copies all of it from the problem as it is now. It allocates nothing, so that it can be part of a graph.
     """
 
-    def __init__(self, problem: Problem, dtype: torch.dtype, device: torch.device, functions: Functions | None = None) -> None:
+    def __init__(
+        self, problem: Problem, dtype: torch.dtype, device: torch.device, functions: Functions | None = None
+    ) -> None:
         self.nx, self.nu = problem.dynamics.nx, problem.dynamics.nu
         self.columns = padded(self.nx + self.nu)
         self.dtype, self.device, self.functions = dtype, device, functions or Functions()

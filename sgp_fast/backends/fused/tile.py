@@ -8,18 +8,16 @@ import torch
 
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import lay_out, padded
-from ...kernels.tile import Costs, Evaluation, Model, plan_kernel
+from ...kernels.tile import plan_kernel
 from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tiles
 from ...planner import SGP
 from ...problem import Problem
 from ..stages import WHOLE, stage
-from .arguments import options_of, search_of
+from .arguments import options_of, tensors_of
 from .buffers import Buffers
 from .functions import own
-from .packed import PackedModel, PackedProblem
+from .packed import PackedProblem
 from .work import Make
-
-NO_MODEL = Model(None, None, None, None)
 
 
 class TilePlan:
@@ -39,7 +37,7 @@ class TilePlan:
         self._scratch = torch.empty(self.blocks * layout.scratch, dtype=packed.dtype, device=packed.device)
         self._scratch32 = torch.empty(self.blocks * layout.scratch32, device=packed.device)
         self._zero = torch.zeros(1, dtype=torch.int32, device=packed.device)
-        self._arguments = self._tensors(packed)
+        self._arguments = tensors_of(packed, buffers)
         self._constants: dict[str, Any] = dict(
             DYNAMICS=programs["dynamics"], SCORE=programs.get("score"), COST=costs[0], TERMINAL=costs[1], TILE=tile,
             T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=kept, SIZES=layout,
@@ -76,25 +74,6 @@ class TilePlan:
             *self._arguments, self._zero, self._scratch, self._scratch32, self.buffers.rows, first, last, settled,
             ONLY_DIVERGED=only_diverged, STEP=STEP, HISTORY=HISTORY, CHANGE=self._change, **self._constants,
         )  # fmt: skip
-
-    def _tensors(self, packed: PackedProblem) -> tuple[Any, ...]:
-        b = self.buffers
-        costs = Costs(
-            packed.curvature, packed.goal if packed.curvature is not None else None,
-            packed.last_curvature, packed.last_goal if packed.last_curvature is not None else None, b.goal,
-            packed.functions.params,
-        )  # fmt: skip
-        models = (_model(m) for m in (packed.dynamics, packed.score, packed.cost, packed.terminal))
-        return (
-            *models, packed.scale, packed.gain, costs, Evaluation(b.x0, b.x, b.costate, b.score), search_of(b),
-            b.beta, b.level, b.step_size,
-        )  # fmt: skip
-
-
-def _model(model: PackedModel | None) -> Model:
-    if model is None:
-        return NO_MODEL
-    return Model(model.network.weights, model.network.vectors, model.b, model.inv_k)
 
 
 def tile_plans(problem: Problem, planner: SGP, rows: int, device: torch.device) -> dict[str, Make]:

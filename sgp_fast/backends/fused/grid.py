@@ -1,0 +1,159 @@
+"""The grid regime over one bucket: launches `kernels.grid`, where all programs plan a few problems together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...kernels.grid import Scratch, grid_kernel
+from ...kernels.network_op import is_interpreted
+from ...kernels.packing import padded
+from ...kernels.phases import (
+    MAX_ROWS,
+    GridTile,
+    layout_of,
+    phases,
+    resident_programs,
+    table_of,
+    tile_for,
+    uncovered_by_grid,
+)
+from ...kernels.tiling import H200
+from ...planner import SGP
+from ..stages import WHOLE, stage
+from .arguments import options_of, tensors_of
+from .buffers import Buffers
+from .packed import PackedProblem
+from .work import Make
+
+
+class GridPlan:
+    """All iterations of a bucket in one launch of `programs`, by default as many as the fullest phase has items for.
+
+    Allocates its scratch once; `iterate` and `evaluate` only enqueue. With `stepwise` each phase is a launch of its own,
+    which needs no barrier and so no residence.
+
+    Raises ValueError, with the reason, for networks and sizes that the regime does not cover, and RuntimeError where so many
+    programs cannot be resident at once: a barrier would wait for ever for one that was not started.
+    """
+
+    name = "grid"
+
+    def __init__(
+        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, tile: GridTile | None = None,
+        programs: int | None = None, stepwise: bool = False,
+    ) -> None:  # fmt: skip
+        """`settled` is the iteration from which the schedules no longer change."""
+        networks = {name: model.network.program for name, model in packed.models.items()}
+        if packed.functions.present:
+            raise ValueError("the grid regime does not cover a cost of one's own; use backend='fused', which takes another")
+        if (why := uncovered_by_grid(networks, buffers.rows)) is not None:
+            raise ValueError(f"the grid regime does not cover {why}; use backend='fused', which takes another")
+        if packed.device.type == "cuda" and torch.cuda.get_device_capability(packed.device)[0] not in (8, 9):
+            raise ValueError("the grid regime was compiled for sm_8x and sm_9x alone; use backend='fused' for another")
+        interpreted, T, R = is_interpreted(), planner.horizon, buffers.rows
+        precision = "tf32" if planner.precision == "tf32" else "ieee"
+        tile = tile or tile_for(R, T, packed.dtype.itemsize, precision, interpreted)
+        plan = phases(networks, T)
+        table, fullest = table_of(plan, networks, tile, R, T)
+        self.buffers, self.iterations, self.settled, self.phases = buffers, planner.iterations, settled, len(plan)
+        self.programs = programs or (1 if interpreted else min(fullest, multiprocessors(packed.device)))
+        self.stepwise = stepwise
+        if interpreted and self.programs > 1 and not stepwise:
+            raise ValueError("interpreted programs run one after another, and a barrier would never end; give programs=1")
+        layout = layout_of(plan, networks, tile)
+        rows = {"dynamics": T * R, "score": T * R, "cost": T * R, "terminal": R}
+        slabs = {name: getattr(layout, name) for name in rows}
+        self.scratch = {
+            name: torch.empty(rows[name] * slab.total, device=packed.device)
+            for name, slab in slabs.items() if slab is not None
+        }  # fmt: skip
+        self.scratch["pull"] = torch.empty(T * R * packed.columns, device=packed.device)
+        self._counter = torch.zeros(1, dtype=torch.int32, device=packed.device)
+        self._table = torch.tensor(table, dtype=torch.int32, device=packed.device)
+        self._zero = torch.zeros(1, dtype=torch.int32, device=packed.device)
+        self._arguments = (*tensors_of(packed, buffers), Scratch(*(self.scratch.get(n) for n in (*rows, "pull"))))
+        self._constants: dict[str, Any] = dict(
+            DYNAMICS=networks["dynamics"], SCORE=networks.get("score"), COST=networks.get("cost"),
+            TERMINAL=networks.get("terminal"), LAYOUT=layout, PROGRAMS=self.programs, TILE=tile, T=T, NX=packed.nx,
+            NU=packed.nu, NU_COLUMNS=padded(packed.nu), BOUNDING="none" if buffers.low is None else planner.bounding,
+            CHANGE=packed.control_change > 0, OPTIONS=options_of(packed, planner), num_warps=tile.warps,
+            num_stages=1,
+        )  # fmt: skip
+        self._synchronise = self.programs > 1 and not stepwise
+        if self._synchronise and packed.device.type == "cuda":
+            self._check_residence(packed.device)
+
+    def iterate(self, first: int, last: int) -> None:
+        """Enqueue iterations `first … last−1`."""
+        history = 0 if self.buffers.history is None else self.iterations
+        with stage(WHOLE):
+            self._launch(first, last, self.settled, STEP=True, HISTORY=history, ONLY_DIVERGED=False)
+
+    def evaluate(self, settled: bool) -> None:
+        """Enqueue the evaluation and judgement of the last iterate; where one diverges, once more from where it was good."""
+        at = self.iterations - 1
+        with stage("last pass"):
+            for again in (False, True):
+                self._launch(at, at + 1, at if settled else at + 1, STEP=False, HISTORY=0, ONLY_DIVERGED=again)
+
+    @property
+    def workspace(self) -> tuple[torch.Tensor, ...]:
+        """What is written before it is read in every iteration."""
+        return tuple(self.scratch.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.scratch.values())
+
+    def _launch(self, first: int, last: int, settled: int, **constants: Any) -> None:
+        first, last = first * self.phases, last * self.phases
+        kernel: Any = grid_kernel[(self.programs,)]
+        if not self.stepwise:
+            self._counter.zero_()
+            kernel(*self._given(first, last, settled), **constants, **self._options)
+            return
+        for phase in range(first, last):
+            kernel(*self._given(phase, phase + 1, settled), **constants, **self._options)
+
+    def _given(self, first: int, last: int, settled: int) -> tuple[Any, ...]:
+        return (*self._arguments, self._table, self._counter, self._zero, self.buffers.rows, first, last, settled)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Constants, and that the driver is to refuse a launch that cannot be resident (the interpreter has no driver)."""
+        cooperative = {"launch_cooperative_grid": True} if self._synchronise else {}
+        return {**self._constants, "SYNCHRONISE": self._synchronise, **cooperative}
+
+    def _check_residence(self, device: torch.device) -> None:
+        """Compile the kernels of a plan and hold their registers and shared memory against the device's."""
+        found = torch.cuda.get_device_properties(device)
+        history = 0 if self.buffers.history is None else self.iterations
+        kinds = [(True, history, False), (False, 0, False), (False, 0, True)]
+        for step, columns, again in kinds:
+            made: Any = grid_kernel.warmup(
+                *self._given(0, 1, 0), grid=(self.programs,), STEP=step, HISTORY=columns, ONLY_DIVERGED=again,
+                **self._options,
+            )  # fmt: skip
+            made._init_handles()
+            holds = resident_programs(
+                made.n_regs, made.metadata.shared, made.metadata.num_warps, found.multi_processor_count,
+                found.regs_per_multiprocessor, found.shared_memory_per_multiprocessor,
+                found.max_threads_per_multi_processor // 32,
+            )  # fmt: skip
+            if self.programs > holds:
+                raise RuntimeError(
+                    f"the grid regime's {self.programs} programs cannot be resident at once: {found.name} holds {holds} of "
+                    f"{made.n_regs} registers a thread and {made.metadata.shared} bytes of shared memory each"
+                )
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; an H200's where kernels are only compiled."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else H200.multiprocessors
+
+
+def grid_plans(rows: int, asked: bool) -> dict[str, Make]:
+    """The regime by name, for buckets that leave the device idle, or where it was asked for; it refuses by itself."""
+    return {"grid": GridPlan} if asked or rows <= MAX_ROWS else {}
