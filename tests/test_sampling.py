@@ -226,7 +226,7 @@ def test_a_plan_tells_what_a_gradient_planner_would_tell_of_its_controls(planner
     made = case(score_=cases.score("noise"), bounds=(-1.0, 1.0))
     plan = sgp.solve(made.problem, replace(planner, beta=0.4), made.x0, **made.given)
     told = sgp.SGP(T, 1, step_size=0.0, beta=0.4, levels=len(cases.SIGMAS) - 1, precision="float64")
-    same = sgp.solve(made.problem, told, made.x0, **made.given | {"init": plan})
+    same = sgp.solve(made.problem, told, made.x0, goal=made.goal, params=made.params, init=plan)
     for name in ("u", "x", "cost", "score_norm"):
         assert torch.allclose(getattr(plan, name), getattr(same, name), atol=1e-10), name
     for name, term in same.terms.items():

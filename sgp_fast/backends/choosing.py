@@ -19,6 +19,8 @@ def choose_sampling(name: str, problem: Problem, planner: Sampler, device: torch
     kind = type(planner).__name__
     if name not in ("auto", "fused"):
         raise ValueError(f"backend {name!r} has no {kind}; use 'fused' on GPUs, 'eager', or 'auto' to let it choose")
+    if name == "auto" and device.type != "cuda":
+        return EagerSampling(f"{kind} has kernels for GPUs, and the models are on {device}")
     from .fused import why_unavailable
 
     why = why_unavailable()
