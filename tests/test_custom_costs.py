@@ -141,6 +141,9 @@ def test_a_trace_is_kept_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) 
     sgp.solve(made, PLANNER, x0, goal=torch.ones(NX), backend="compiled")
 
 
-@pytest.mark.parametrize("function", [branches, SmallNetwork().forward, nn.Linear(2, 3), lambda x: x], ids=str)
+SEEN = {"function": branches, "method": SmallNetwork().forward, "module": nn.Linear(2, 3), "lambda": lambda x: x}
+
+
+@pytest.mark.parametrize("function", SEEN.values(), ids=SEEN)
 def test_sight_of_a_function_is_equal_to_itself(function: Callable[..., Any]) -> None:
     assert Sight.of(function) == Sight.of(function)
