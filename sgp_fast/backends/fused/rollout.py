@@ -31,6 +31,8 @@ from .packed import PackedModel, PackedProblem, sources
 CANDIDATES = 1 << 24
 # Programs of a launch: each takes one block of candidates after the other, and its scratch serves them all.
 PROGRAMS_A_MULTIPROCESSOR = 2
+# What a thread can have. Without being told, the assembler of sm_80 keeps small blocks to half of it, and spills.
+_MOST_REGISTERS = 255
 
 
 def why_not(problem: Problem, planner: Sampler, device: torch.device) -> str | None:
@@ -215,7 +217,7 @@ class RolloutWork:
             DYNAMICS=programs["dynamics"], SCORE=programs.get("score") if scored else None, COST=programs.get("cost"),
             TERMINAL=programs.get("terminal"), TILE=tile, T=planner.horizon, NX=packed.nx, NU=packed.nu, LEVEL=self._level,
             SIZES=self._layout, NOISE=noise, CHANGE=packed.control_change > 0, EFFORT=noise and planner.effort > 0,
-            STORE=not noise, num_warps=tile.warps, num_stages=tile.stages,
+            STORE=not noise, num_warps=tile.warps, num_stages=tile.stages, maxnreg=_MOST_REGISTERS,
         )  # fmt: skip
 
 
