@@ -331,16 +331,18 @@ def _item(job: Job, t: int, networks: Networks, tile: GridTile, rows: int, horiz
 
 
 def tile_for(rows: int, horizon: int, size: int, input_precision: str = "ieee", interpreted: bool = False) -> GridTile:
-    """How to cut a bucket of `rows` problems for weights of `size` bytes a number; every size was compiled and looked at.
+    """How to cut a bucket of `rows` problems for weights of `size` bytes a number.
 
-    One row is summed without matrix instructions, which would compute fifteen more.
+    One row is summed without matrix instructions, which would compute fifteen more. Deeper steps run out of registers:
+    `bench/results/static-tiles.md` has what was compiled.
     """
     if interpreted:
         few = Slice(1 if rows == 1 else 16, 64, 64, 2, 1, input_precision, True)
         return GridTile(few, Slice(16, 64, 64, 2, 1, input_precision, True))
     ieee = size == 4 and input_precision == "ieee"
-    few = Slice(1, 16, 512, 1, 1, input_precision) if rows == 1 else Slice(16, 16, 512, 8, 1, input_precision)
-    many = Slice(16, 16, 512, 8, 1, input_precision) if rows * horizon <= 64 else Slice(64, 64, 64, 1, 2, input_precision)
+    depth = 1024 // size
+    few = Slice(1, 16, depth, 1, 1, input_precision) if rows == 1 else Slice(16, 16, depth, 8, 1, input_precision)
+    many = Slice(16, 16, depth, 8, 1, input_precision) if rows * horizon <= 64 else Slice(64, 64, 64, 1, 2, input_precision)
     if ieee:
         many = Slice(16, 16, 32)
         few = few if rows == 1 else many
