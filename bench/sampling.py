@@ -29,7 +29,7 @@ class Sampled:
 
     def foreseen(self, u: Tensor) -> Tensor:
         """Task cost `[B]` of controls `u [B, T, nu]` of the first problems: of a plan whose one candidate hardly moves."""
-        still = sgp.MPPI(self.planner.horizon, 1, 1, sigma=1e-12, perturbation_cost=False, precision=self.planner.precision)
+        still = sgp.MPPI(self.planner.horizon, 1, 1, spread=1e-12, perturbation_cost=False, precision=self.planner.precision)
         return sgp.solve(self.case.problem, still, self.case.x0[: len(u)], init=u).cost
 
 
@@ -38,7 +38,7 @@ def mppi(case: Case, settings: Sampling = SAMPLING) -> Sampled:
     planner = case.planner
     made = sgp.MPPI(
         planner.horizon, settings.iterations, settings.candidates, temperature=settings.temperature,
-        sigma=_sigma(case, settings), precision=planner.precision,
+        spread=_spread(case, settings), precision=planner.precision,
     )  # fmt: skip
     return Sampled(case, made, settings.seed)
 
@@ -47,13 +47,13 @@ def cem(case: Case, settings: Sampling = SAMPLING) -> Sampled:
     """CEM, with as many elites as TorchRL's is given."""
     planner = case.planner
     made = sgp.CEM(
-        planner.horizon, settings.iterations, settings.candidates, elites=settings.elites, sigma=_sigma(case, settings),
+        planner.horizon, settings.iterations, settings.candidates, elites=settings.elites, spread=_spread(case, settings),
         precision=planner.precision,
     )  # fmt: skip
     return Sampled(case, made, settings.seed)
 
 
-def _sigma(case: Case, settings: Sampling) -> tuple[float, ...]:
+def _spread(case: Case, settings: Sampling) -> tuple[float, ...]:
     """The share of the range between the bounds, for each control."""
     low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in case.problem.bounds or (-1.0, 1.0))
     return tuple((settings.spread * (high - low)).expand(case.init.shape[-1]).tolist())

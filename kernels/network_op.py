@@ -108,7 +108,7 @@ def _run(
     network_kernel[(blocks,)](
         z, grad, out, packed.weights, packed.vectors, row, torch.zeros(1, dtype=torch.int32, device=device),
         torch.empty(blocks * scratch, dtype=packed.weights.dtype, device=device),
-        torch.empty(blocks * scratch32, device=device), rows, stride,
+        torch.empty(blocks * scratch32, dtype=torch.float32, device=device), rows, stride,
         NET=replace(program, shared_condition=stride == 0), TILE=tile, VJP=grad is not None, NZ=spec.inputs,
         NOUT=spec.outputs, SCRATCH=scratch, SCRATCH32=scratch32, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

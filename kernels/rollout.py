@@ -172,7 +172,7 @@ def _controls(
         high = tl.load(draws.high + problems * NU + cols[None, :], mask=mask, other=0.0)
         u = tl.minimum(tl.maximum(u, low), high)
     if EFFORT:
-        effort = tl.sum(tl.where(mask, mean * (u - mean) / (std * std), 0.0), 1)
+        effort = tl.sum(tl.where(mask, (mean / std) * ((u - mean) / std), 0.0), 1)
     return tl.where(mask, u, 0.0), effort
 
 

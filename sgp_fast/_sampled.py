@@ -57,6 +57,8 @@ def sample(
         penalty = planner.beta * 0.5 * sigma**2
     elif planner.beta:
         raise ValueError(f"{name}.beta is {planner.beta}, but the problem has no score; give one, or beta=0")
+    if planner.risk and not isinstance(problem.dynamics, Ensemble):
+        raise ValueError(f"{name}.risk is {planner.risk}, but the dynamics are no Ensemble; give one, or risk=0")
     chosen = choose_sampling(backend, problem, planner, device)
     prepared = chosen.prepare(problem, planner, device)
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
@@ -99,22 +101,22 @@ def _first_mean(planner: Sampler, inputs: Inputs, warm: Tensor | None) -> Tensor
     given = inputs.init
     if low is not None and high is not None:
         given = torch.clamp(given, low[:, None], high[:, None])
-    return given if warm is None else torch.where(warm.to(given.device)[:, None, None], given, rest)
+    return given.clone() if warm is None else torch.where(warm.to(given.device)[:, None, None], given, rest)
 
 
 def _first_std(planner: Sampler, inputs: Inputs) -> Tensor:
     """Standard deviations of the first draws, `[B, T, nu]`."""
     name, shape = type(planner).__name__, (len(inputs.x0), planner.horizon, inputs.nu)
-    if planner.sigma is not None:
-        sigma = torch.tensor(planner.sigma, dtype=inputs.x0.dtype, device=inputs.x0.device)
-        if sigma.ndim == 1 and len(sigma) != inputs.nu:
-            raise ValueError(f"{name}.sigma has {len(sigma)} entries; the problem has nu={inputs.nu}: give one, or one each")
-        return sigma.expand(shape).contiguous()
+    if planner.spread is not None:
+        spread = torch.tensor(planner.spread, dtype=inputs.x0.dtype, device=inputs.x0.device)
+        if spread.ndim == 1 and len(spread) != inputs.nu:
+            raise ValueError(f"{name}.spread has {len(spread)} entries; the problem has nu={inputs.nu}: give so many")
+        return spread.expand(shape).contiguous()
     if inputs.low is None or inputs.high is None:
-        raise ValueError(f"{name}.sigma is None and the problem has no bounds; give sigma, or bounds to take a quarter of")
+        raise ValueError(f"{name}.spread is None and the problem has no bounds; give spread, or bounds to take a quarter of")
     quarter = (inputs.high - inputs.low) / 4
     if not bool(quarter.isfinite().all()):
-        raise ValueError(f"{name}.sigma is None and Problem.bounds are not finite; give sigma, or finite bounds")
+        raise ValueError(f"{name}.spread is None and Problem.bounds are not finite; give spread, or finite bounds")
     return quarter[:, None].expand(shape).contiguous()
 
 

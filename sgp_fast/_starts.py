@@ -98,14 +98,6 @@ def has_rows(value: Any) -> bool:
     return len(shape) == 2 and shape[0] > 1
 
 
-def device_of(problem: Problem) -> torch.device:
-    """Where the problem's models lie; the CPU where they have no weights."""
-    for part in problem.modules.values():
-        for tensor in (*part.parameters(), *part.buffers()):
-            return tensor.device
-    return torch.device("cpu")
-
-
 def _as_init(u: Tensor, moments: Moments | None) -> Plan | Tensor:
     """What `solve` takes as `init`: moments travel in a Plan, of which only controls and moments are read."""
     if moments is None:

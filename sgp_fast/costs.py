@@ -127,7 +127,7 @@ class CustomCost(nn.Module):
         self, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         extra = () if self.simple else (goal, t, params)
-        with _naming_absent("cost", goal=goal, params=params):
+        with naming_absent("cost", goal=goal, params=params):
             value, (grad_x, grad_u) = _autograd("cost", lambda x, u: self.function(x, u, *extra), x, u)
         return value, grad_x, grad_u
 
@@ -142,7 +142,7 @@ class CustomTerminal(nn.Module):
 
     def value_and_grad(self, x: Tensor, goal: Tensor | None, params: Any) -> tuple[Tensor, Tensor]:
         extra = () if self.simple else (goal, params)
-        with _naming_absent("terminal", goal=goal, params=params):
+        with naming_absent("terminal", goal=goal, params=params):
             value, (grad,) = _autograd("terminal", lambda x: self.function(x, *extra), x)
         return value, grad
 
@@ -170,7 +170,7 @@ def takes(function: Callable[..., Any], counts: tuple[int, ...], name: str, expe
 
 
 @contextmanager
-def _naming_absent(name: str, **given: Any) -> Iterator[None]:
+def naming_absent(name: str, **given: Any) -> Iterator[None]:
     """Where a function fails on a goal or params that are None, say that none were given."""
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from ._sampled import solve_keyed
 from ._slots import Rows, Slots
-from ._starts import device_of, has_rows, random_starts, repeat_rows, solve_starts, take_rows
+from ._starts import has_rows, random_starts, repeat_rows, solve_starts, take_rows
 from .plan import Plan, Status
 from .planner import SGP
-from .problem import Problem
+from .problem import Problem, device_of
 from .sampling import Planner, Sampler
 from .solving import job_of
 
@@ -65,7 +66,9 @@ class MPC:
                 if has_rows(part) and len(part) != batch_size:
                     raise ValueError(f"Problem.{name} has {len(part)} rows for batch_size={batch_size}; give one each")
         self.problem, self.planner, self.batch_size = problem, planner, batch_size
-        self.backend, self.seed, self.time_limit_s = backend, seed, time_limit_s
+        if not isinstance(seed, Integral):
+            raise TypeError(f"seed is {seed!r}; expected a whole number")
+        self.backend, self.seed, self.time_limit_s = backend, int(seed), time_limit_s
         self._plan: Plan | Callable[[], Plan] | None = None
         self._step: Receding | None = None  # the whole step as one graph, where the fused backend plans
         self.rows: Rows = np.empty(0, np.int64)
@@ -135,11 +138,10 @@ class MPC:
         """Plans of some environments from `x0 [len(rows), nx]`."""
         planner, problem = self.planner, self._problem_of(rows)
         if isinstance(planner, Sampler):
-            if self._u is None:
-                self._u = torch.zeros(self.batch_size, planner.horizon, nu, dtype=planner.state_dtype, device=x0.device)
+            before = x0.new_zeros(len(rows), planner.horizon, nu) if self._u is None else self._u[torch.from_numpy(rows)]
             return solve_keyed(
                 problem, planner, x0, keys=torch.from_numpy(self._slots.keys(rows)), warm=torch.from_numpy(self._warm[rows]),
-                init=self._u[torch.from_numpy(rows)], seed=self.seed, **given,
+                init=before, seed=self.seed, **given,
             )  # fmt: skip
         starts, moments = self._starts(rows, planner, nu)
         return solve_starts(problem, planner, x0, starts, moments=moments, **given)

@@ -148,6 +148,14 @@ class Problem:
         return replace(self, **parts) if parts else self
 
 
+def device_of(problem: Problem) -> torch.device:
+    """Where the problem's models lie; the CPU where they have no weights."""
+    for part in problem.modules.values():
+        for tensor in (*part.parameters(), *part.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
 def _serves(part: nn.Module, state: torch.dtype, products: torch.dtype, device: torch.device) -> bool:
     """Whether a part can plan without a copy: dtypes and device are right, and nothing acts as if it were in training."""
     tensors = [*part.parameters(), *part.buffers()]

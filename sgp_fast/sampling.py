@@ -30,11 +30,11 @@ class Sampler(ABC):
     horizon     T, steps of the model
     iterations  refits of the distribution
     samples     S, candidates of one iteration
-    sigma       standard deviation of the first draws, in the units of the controls: a number, or one for each control. None:
+    spread      standard deviation of the first draws, in the units of the controls: a number, or one for each control. None:
                 a quarter of the range between the bounds, which must be finite then
     beta        weight of the distance to the data in a candidate's cost, `β · ½ σ² Σ_t ‖s̄(z̄_t)‖²` at the score's last
                 level: what plans are ranked by (`Plan.ranking`); 0 is the task cost alone
-    risk        κ of `mean + κ·standard deviation` of a candidate's cost over the members of an `Ensemble`
+    risk        κ of `mean + κ·standard deviation` of a candidate's cost over the members of an `Ensemble`, which it needs
     precision   as in `SGP`
 
     A candidate whose cost is not finite has no weight. A problem all of whose candidates were so has `Status.DIVERGED`.
@@ -44,7 +44,7 @@ class Sampler(ABC):
     iterations: int = 5
     samples: int = 512
     _: KW_ONLY
-    sigma: float | Sequence[float] | None = None
+    spread: float | Sequence[float] | None = None
     beta: float = 0.0
     risk: float = 0.0
     precision: Precision = "float32"
@@ -62,11 +62,11 @@ class Sampler(ABC):
                 raise ValueError(f"{name}.{field} is {value!r}; expected a whole number of at least 1")
         if self.iterations > MOST_ITERATIONS:
             raise ValueError(f"{name}.iterations is {self.iterations}; random numbers are counted up to {MOST_ITERATIONS}")
-        if self.sigma is not None:
-            sigma = np.asarray(self.sigma, dtype=np.float64)
-            if sigma.ndim > 1 or not bool((np.isfinite(sigma) & (sigma > 0)).all()):
-                raise ValueError(f"{name}.sigma is {self.sigma!r}; expected a positive number, or one for each control")
-            object.__setattr__(self, "sigma", float(sigma) if sigma.ndim == 0 else tuple(sigma.tolist()))
+        if self.spread is not None:
+            spread = np.asarray(self.spread, dtype=np.float64)
+            if spread.ndim > 1 or not bool((np.isfinite(spread) & (spread > 0)).all()):
+                raise ValueError(f"{name}.spread is {self.spread!r}; expected a positive number, or one for each control")
+            object.__setattr__(self, "spread", float(spread) if spread.ndim == 0 else tuple(spread.tolist()))
         for field in ("beta", "risk"):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise ValueError(f"{name}.{field} is {getattr(self, field)!r}; expected a number of at least 0")
@@ -127,7 +127,7 @@ class CEM(Sampler):
             raise ValueError(f"CEM.momentum is {self.momentum!r}; expected a share from 0 to below 1")
 
     def weights(self, costs: Tensor) -> Tensor:
-        best = costs.topk(self.elites, largest=False)
+        best = costs.topk(self.elites, largest=False, sorted=False)
         chosen = torch.zeros_like(costs).scatter_(1, best.indices, best.values.isfinite().to(costs.dtype))
         return chosen / chosen.sum(1, keepdim=True).clamp(min=1)
 
@@ -152,7 +152,8 @@ class MPPI(Sampler):
     perturbation_cost  adds `λ Σ_t mean_tᵀ Σ⁻¹ (u_t − mean_t)` to a candidate's cost, as the derivation has it
 
     Bounds clip the candidate, and `u_t − mean_t` is what is left of its noise. Williams et al. 2017, "Information theoretic
-    MPC for model-based reinforcement learning", algorithm 2; the semantics are those of the library pytorch_mppi.
+    MPC for model-based reinforcement learning", algorithm 2. The library pytorch_mppi updates alike under the same noise,
+    but its running cost is that of the state after each control.
     """
 
     iterations: int = 1
@@ -163,8 +164,8 @@ class MPPI(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"MPPI.temperature is {self.temperature!r}; expected a positive number")
+        if not torch.finfo(torch.float32).tiny <= self.temperature < float("inf"):
+            raise ValueError(f"MPPI.temperature is {self.temperature!r}; expected a positive number, at least 2e-38")
 
     def weights(self, costs: Tensor) -> Tensor:
         above = (costs - costs.amin(1, keepdim=True)) / -self.temperature

@@ -21,7 +21,7 @@ from .inputs import Inputs, problem_rows, read_inputs, starting_controls
 from .models import Network
 from .plan import Plan
 from .planner import SGP
-from .problem import Problem
+from .problem import Problem, device_of
 from .sampling import Planner, Sampler
 
 
@@ -59,7 +59,8 @@ def solve(
 
     A problem that diverges has `Status.DIVERGED` and disturbs no other. Wrong arguments raise before any work.
     """
-    with torch.inference_mode(False), torch.no_grad():  # whatever mode the caller is in, plans are ordinary tensors
+    # Whatever mode the caller is in, plans are ordinary tensors, and products are what `planner.precision` says.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device_of(problem).type, enabled=False):
         return _solve(problem, planner, x0, xT, goal, params, init, seed, backend, time_limit_s, callback)
 
 
@@ -91,7 +92,7 @@ def _solve(
         now = time.monotonic()  # chunks share the time that is left alike: none may starve those behind it
         until = now + (deadline - now) / (len(chunks) - number) if deadline < math.inf else math.inf
         rows = problem_rows(inputs, slice(first, first + chunk))
-        job = _job(prepared, planner, tables, rows, seed or 0, first, until, callback)
+        job = _job(prepared, planner, tables, rows, int(seed or 0), first, until, callback)
         plans.append(_best_start(chosen.run(job), planner.starts))
     seconds = time.perf_counter() - began
     stats = {

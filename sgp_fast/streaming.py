@@ -23,11 +23,11 @@ import torch
 from ._files import atomic_path
 from ._optional import require
 from ._start_files import StartFile, open_starts
-from ._starts import device_of, has_rows, random_starts, solve_starts
+from ._starts import has_rows, random_starts, solve_starts
 from ._version import __version__
 from .plan import Plan
 from .planner import SGP
-from .problem import Problem
+from .problem import Problem, device_of
 
 FORMATS = (".npz", ".parquet")
 

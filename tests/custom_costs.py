@@ -129,6 +129,6 @@ def huge(x: Tensor, u: Tensor) -> Tensor:
 UNTRACEABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
     "branches": (branches, "torch.where"),
     "looks up": (looks_up, "index depends"),
-    "beyond its row": (beyond_its_row, "independent"),
+    "beyond its row": (beyond_its_row, "rows must be independent"),
     "huge": (huge, "more than 4096 operations"),
 }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sgp_fast as sgp
-from sgp_fast.backends.custom import Sight
+from sgp_fast.backends.sight import sight
 from sgp_fast.kernels import cpu
 from sgp_fast.kernels.network import Layer, NetworkSpec
 from tests import cases
@@ -106,32 +109,131 @@ def test_a_cost_that_is_not_a_number_stays_with_its_problem() -> None:
     assert relative(ours.u[[0, 1, 3, 4]], theirs.u[[0, 1, 3, 4]]) < 2e-5
 
 
-_weight = 1.0
+class Settings:
+    gain = 1.0
+
+
+class Slotted:
+    __slots__ = ("gain",)
+
+    def __init__(self) -> None:
+        self.gain = 1.0
+
+
+class Private(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self._gain = 1.0
+        self.eval()
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return self._gain * x.square().sum(-1) + u.square().sum(-1)
 
 
 def _weighted(x: Tensor, u: Tensor) -> Tensor:
     return _weight * x.square().sum(-1) + u.square().sum(-1)
 
 
-def test_what_a_cost_closes_over_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+_weight = 1.0
+
+
+def changing(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, Callable[[], Any]]]:
+    """Costs, each with a change of something that it sees and is not given."""
     target, options, module = torch.zeros(NX), {"gain": 1.0}, SmallNetwork()
+    slotted, private, number = Slotted(), Private(), {"gain": np.float32(1.0)}
+    deep = {"a": {"b": {"c": [{"d": ({"e": [1.0]},)}]}}}
+    order = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
 
     def to_target(x: Tensor, u: Tensor) -> Tensor:
         return options["gain"] * (x - target).square().sum(-1)
 
-    x0 = starts(3)
-    for cost, change in (
-        (to_target, lambda: target.add_(1.0)),
-        (to_target, lambda: options.update(gain=3.0)),
-        (module, lambda: next(module.net.parameters()).data.mul_(2)),
-        (_weighted, lambda: monkeypatch.setattr("tests.test_custom_costs._weight", 5.0)),
-    ):
-        made = problem(cost)
-        before = sgp.solve(made, PLANNER, x0, backend="compiled")
-        change()
-        after, wanted = (sgp.solve(made, PLANNER, x0, backend=backend) for backend in ("compiled", "eager"))
-        alike(after, wanted)
-        assert not torch.allclose(after.cost, before.cost)
+    def by(gain: Callable[[], Any]) -> Callable[..., Tensor]:
+        return lambda x, u: gain() * x.square().sum(-1) + u.square().sum(-1)
+
+    def scaled(gain: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return gain * x.square().sum(-1) + u.square().sum(-1)
+
+    def attributed(x: Tensor, u: Tensor) -> Tensor:
+        return attributed.gain * x.square().sum(-1)  # pyright: ignore[reportFunctionMemberAccess]
+
+    attributed.gain, part = 1.0, torch.tensor(1.0)  # pyright: ignore[reportFunctionMemberAccess]
+
+    def inner() -> Any:
+        return deep["a"]["b"]["c"][0]["d"][0]["e"]
+
+    return {
+        "a tensor": (to_target, lambda: target.add_(1.0)),
+        "a dictionary": (to_target, lambda: options.update(gain=3.0)),
+        "weights": (module, lambda: next(module.net.parameters()).data.mul_(2)),
+        "a global": (_weighted, lambda: monkeypatch.setattr("tests.test_custom_costs._weight", 5.0)),
+        "a partial's tensor": (functools.partial(scaled, part), lambda: part.mul_(5)),
+        "a class": (by(lambda: Settings.gain), lambda: monkeypatch.setattr(Settings, "gain", 5.0)),
+        "a function's attribute": (attributed, lambda: setattr(attributed, "gain", 5.0)),
+        "a private attribute": (private, lambda: setattr(private, "_gain", 5.0)),
+        "a slot": (by(lambda: slotted.gain), lambda: setattr(slotted, "gain", 5.0)),
+        "NumPy's number": (by(lambda: float(number["gain"])), lambda: number.update(gain=np.float32(5.0))),
+        "what lies deep": (by(lambda: inner()[0]), lambda: inner().__setitem__(0, 5.0)),
+        "an order": (lambda x, u: (order * x).square().sum(-1), lambda: order.data.copy_(order.flip(0))),
+    }
+
+
+@pytest.mark.parametrize("what", changing(pytest.MonkeyPatch()))
+def test_what_a_cost_sees_may_change(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cost, change = changing(monkeypatch)[what]
+    made, x0 = problem(cost), starts(3)
+    before = sgp.solve(made, PLANNER, x0, backend="compiled")
+    change()
+    after, wanted = (sgp.solve(made, PLANNER, x0, backend=backend) for backend in ("compiled", "eager"))
+    alike(after, wanted)
+    assert not torch.allclose(after.cost, before.cost)
+
+
+def by_place(x: Tensor, u: Tensor) -> Tensor:
+    """Not of rows: what is in a batch, and how many, decides."""
+    return x.square().sum(-1) * torch.arange(x.shape[0])[:, None] / x.shape[1]
+
+
+def through_numpy(x: Tensor, u: Tensor, goal: Any, t: Tensor, params: Any) -> Tensor:
+    return x.square().sum(-1) * torch.from_numpy(np.where(t.numpy() >= 3, 10.0, 1.0)).to(x)
+
+
+def infinite_inside(x: Tensor, u: Tensor) -> Tensor:
+    return torch.where(x[..., 0] > 0.3, torch.inf, x.square().sum(-1)) + x.mean()
+
+
+@pytest.mark.parametrize("cost", [by_place, through_numpy, infinite_inside])
+def test_what_is_not_of_rows_alone_is_called_whatever_the_first_batch(cost: Callable[..., Tensor]) -> None:
+    for problems, horizon in ((1, 1), (5, 6)):
+        plan = sgp.solve(problem(cost), replace(PLANNER, horizon=horizon), starts(problems), backend="compiled")
+        assert "called in PyTorch" in plan.stats["cost"]
+
+
+def test_params_of_another_type_are_another_cost() -> None:
+    def cost(x: Tensor, u: Tensor, goal: Any, t: Tensor, params: Tensor) -> Tensor:
+        return params * x.square().sum(-1)
+
+    made, x0 = problem(cost), starts(2)
+    for params in (torch.tensor([True, False]), torch.tensor([2.0, 3.0])):
+        ours, theirs = (sgp.solve(made, PLANNER, x0, params=params, backend=backend) for backend in ("compiled", "eager"))
+        alike(ours, theirs)
+
+
+def test_it_plans_alike_whatever_the_default_dtype() -> None:
+    made, x0 = problem(TRACEABLE["hopper"].cost), starts(3)
+    wanted = sgp.solve(made, PLANNER, x0, backend="compiled")
+    torch.set_default_dtype(torch.float64)
+    try:
+        alike(sgp.solve(problem(TRACEABLE["hopper"].cost), PLANNER, x0, backend="compiled"), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_first_call_under_a_time_limit_plans_for_as_long_as_any() -> None:
+    def cost(x: Tensor, u: Tensor) -> Tensor:
+        return (x - 0.123).square().sum(-1) + u.square().sum(-1)
+
+    plan = sgp.solve(problem(cost), replace(PLANNER, iterations=100_000), starts(1), backend="compiled", time_limit_s=0.2)
+    assert plan.iterations.item() > 10
 
 
 def test_a_trace_is_kept_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,4 +248,4 @@ SEEN = {"function": branches, "method": SmallNetwork().forward, "module": nn.Lin
 
 @pytest.mark.parametrize("function", SEEN.values(), ids=SEEN)
 def test_sight_of_a_function_is_equal_to_itself(function: Callable[..., Any]) -> None:
-    assert Sight.of(function) == Sight.of(function)
+    assert sight(function) == sight(function)

@@ -486,6 +486,11 @@ def test_out_of_time_the_best_plan_so_far_comes_back(backend: Backend, monkeypat
         )
         assert (wild.iterations == math.ceil(limit)).all()
         assert torch.equal(wild.u, good.u) and torch.equal(wild.ranking, good.ranking)
+    walled = dataclasses.replace(problem, cost=lambda x, u: torch.where(u > 2, torch.inf, 0.0).sum(-1) + cost(x, u))
+    plan = sgp.solve(
+        walled, planner(iterations=20, step_size=2.0), case.x0, init=good, backend=backend.name, time_limit_s=5.5
+    )
+    assert plan.ranking.isfinite().all() and (plan.status == Status.LIMIT).all()
     # With time for all iterations there is nothing to go back to: the plan is the one without a limit.
     settings = planner(iterations=8, step_size=2.0)
     limited, free = (

@@ -20,8 +20,8 @@ from tests.controllers import point_mass, point_problem, to_origin
 F64 = torch.float64
 Status = sgp.Status
 PLANNERS: dict[str, Sampler] = {
-    "cem": sgp.CEM(T, 3, 32, elites=6, sigma=0.5, precision="float64"),
-    "mppi": sgp.MPPI(T, 2, 32, temperature=0.7, sigma=(0.3, 0.6), precision="float64"),
+    "cem": sgp.CEM(T, 3, 32, elites=6, spread=0.5, precision="float64"),
+    "mppi": sgp.MPPI(T, 2, 32, temperature=0.7, spread=(0.3, 0.6), precision="float64"),
 }
 every_planner = pytest.mark.parametrize("planner", PLANNERS.values(), ids=PLANNERS.keys())
 
@@ -110,7 +110,7 @@ def linear_quadratic(seed: int = 0, batch: int = 3) -> tuple[sgp.Problem, Tensor
 
 def test_cem_converges_to_the_closed_form_of_a_linear_quadratic_problem() -> None:
     problem, x0, best, cost = linear_quadratic()
-    plan = sgp.solve(problem, sgp.CEM(T, 60, 512, sigma=1.0, momentum=0.3, precision="float64"), x0)
+    plan = sgp.solve(problem, sgp.CEM(T, 60, 512, spread=1.0, momentum=0.3, precision="float64"), x0)
     assert (plan.u - best).abs().max() < 1e-5 and bool((plan.cost - cost < 1e-9 * cost).all())
     assert bool((plan.cost >= cost - 1e-12).all())
 
@@ -118,8 +118,8 @@ def test_cem_converges_to_the_closed_form_of_a_linear_quadratic_problem() -> Non
 def test_mppi_approaches_the_closed_form_as_it_cools() -> None:
     problem, x0, best, cost = linear_quadratic()
     above = []
-    for temperature, sigma in ((1.0, 0.3), (0.1, 0.1), (0.01, 0.03)):
-        planner = sgp.MPPI(T, 100, 512, sigma=sigma, temperature=temperature, precision="float64", perturbation_cost=False)
+    for temperature, spread in ((1.0, 0.3), (0.1, 0.1), (0.01, 0.03)):
+        planner = sgp.MPPI(T, 100, 512, spread=spread, temperature=temperature, precision="float64", perturbation_cost=False)
         plan = sgp.solve(problem, planner, x0, init=sgp.solve(problem, planner, x0))
         above.append(float(((plan.cost - cost) / cost).max()))
     assert above[0] > above[1] > above[2] and above[2] < 2e-3
@@ -172,7 +172,7 @@ def test_one_iteration_is_the_weighted_mean_of_its_definition(planner: Sampler, 
         kept, one = 0.3, replace(one, momentum=0.3)
     plan = sgp.solve(problem, one, made.x0, **made.given)
     start = made.u.clamp(-0.6, 0.5)
-    mean, std = weighted(made, one, start, torch.tensor(one.sigma, dtype=F64), -0.6, 0.5)
+    mean, std = weighted(made, one, start, torch.tensor(one.spread, dtype=F64), -0.6, 0.5)
     expected = kept * start + (1 - kept) * mean
     assert torch.allclose(plan.u, expected, atol=1e-10) and (plan.iterations == 1).all()
     if isinstance(planner, sgp.CEM):  # the second iteration draws with what the first left
@@ -193,7 +193,7 @@ def test_one_iteration_is_the_weighted_mean_of_its_definition(planner: Sampler, 
 def test_mppi_is_that_of_pytorch_mppi_under_the_same_noise(bounded: bool, perturbation_cost: bool) -> None:
     library = pytest.importorskip("pytorch_mppi")
     planner = sgp.MPPI(
-        T, 3, 64, temperature=0.4, sigma=0.5, precision="float64", perturbation_cost=perturbation_cost
+        T, 3, 64, temperature=0.4, spread=0.5, precision="float64", perturbation_cost=perturbation_cost
     )
     problem = point_problem(bounds=(-0.4, 0.7) if bounded else None)
     x0 = torch.tensor([[1.0, -0.3], [-0.5, 0.8]], dtype=F64)
@@ -292,14 +292,14 @@ def cliff(x: Tensor, u: Tensor) -> Tensor:
 
 @every_planner
 def test_candidates_that_are_not_finite_have_no_weight(planner: Sampler) -> None:
-    made = replace(planner, sigma=0.5)
+    made = replace(planner, spread=0.5)
     plan = sgp.solve(point_problem(cost=cliff), made, torch.zeros(2, 2), init=torch.full((2, T, 1), -0.5))
     assert (plan.status == Status.LIMIT).all() and bool((plan.u <= 0).all()) and plan.cost.isfinite().all()
 
 
 @every_planner
 def test_a_problem_without_a_finite_candidate_diverges_and_disturbs_no_other(planner: Sampler) -> None:
-    made = replace(planner, sigma=0.5)
+    made = replace(planner, spread=0.5)
     task = point_problem(cost=lambda x, u, goal, t, params: to_origin(x, u) / params)
     x0 = torch.ones(3, 2)
     plan = sgp.solve(task, made, x0, params=torch.tensor([1.0, torch.nan, 2.0]))
@@ -348,7 +348,7 @@ def ensemble(count: int = 3) -> sgp.Ensemble:
 @pytest.mark.parametrize("risk", [0.0, 0.8])
 def test_an_ensemble_costs_the_mean_of_its_members_and_their_disagreement(risk: float) -> None:
     made = cases.case("learned", "quadratic", "quadratic", bounds=(-1.0, 1.0))
-    models, planner = ensemble(), sgp.MPPI(T, 1, 16, sigma=0.5, risk=risk, precision="float64", perturbation_cost=False)
+    models, planner = ensemble(), sgp.MPPI(T, 1, 16, spread=0.5, risk=risk, precision="float64", perturbation_cost=False)
     plan = sgp.solve(replace(made.problem, dynamics=models), planner, made.x0, **made.given)
     u = (made.u.clamp(-1, 1)[:, None] + 0.5 * noise(planner, len(made.x0), NU)).clamp(-1, 1)
     fixed = sgp.SGP(T, 1, step_size=0.0, precision="float64")
@@ -382,7 +382,7 @@ def test_misuse_of_ensembles_is_told() -> None:
 def test_control_of_some_is_control_of_each(planner: Sampler) -> None:
     """Any environments may be active; each sees the same draws and its own shifted mean."""
     task = point_problem(bounds=(torch.tensor([[-1.0], [-0.5], [-1.0]]), torch.tensor([[1.0], [0.5], [0.8]])))
-    made = replace(planner, sigma=None)
+    made = replace(planner, spread=None)
     active = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
     obs = np.random.default_rng(3).normal(size=(4, 3, 2))
     together, alone = sgp.MPC(task, made, 3, seed=2), [sgp.MPC(task, made, 3, seed=2) for _ in range(3)]
@@ -396,7 +396,7 @@ def test_control_of_some_is_control_of_each(planner: Sampler) -> None:
 
 @every_planner
 def test_a_controller_shifts_its_mean_and_begins_anew_after_a_reset(planner: Sampler) -> None:
-    task, made, obs = point_problem(), replace(planner, sigma=None), np.random.default_rng(4).normal(size=(3, 2))
+    task, made, obs = point_problem(), replace(planner, spread=None), np.random.default_rng(4).normal(size=(3, 2))
     mpc = sgp.MPC(task, made, 3, seed=5)
     first = mpc.act(obs)
     assert mpc.plan is not None
@@ -416,7 +416,7 @@ def test_a_controller_shifts_its_mean_and_begins_anew_after_a_reset(planner: Sam
 def test_sampling_planners_control(planner: Sampler) -> None:
     """The point mass goes where it goes under the gradient planner with the same horizon."""
     ends = []
-    sampler = replace(planner, horizon=6, samples=64, sigma=None)
+    sampler = replace(planner, horizon=6, samples=64, spread=None)
     if isinstance(sampler, sgp.MPPI):
         sampler = replace(sampler, temperature=0.01)
     for controller in (sgp.MPC(point_problem(), sampler, 2), sgp.MPC(point_problem(), sgp.SGP(6, 20), 2)):
@@ -425,6 +425,19 @@ def test_sampling_planners_control(planner: Sampler) -> None:
             x = point_mass(x, torch.as_tensor(controller.act(x.numpy())).double())
         ends.append(x)
     assert ends[1].abs().max() < 0.4 and (ends[0] - ends[1]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.int64, torch.bool])
+def test_a_cost_in_other_numbers_leaves_the_plan_in_its_own(kind: torch.dtype) -> None:
+    task = point_problem(cost=lambda x, u: (4 * x.square()).to(kind).sum(-1))
+    plan = sgp.solve(task, sgp.CEM(4, 3, 16, elites=4), torch.ones(2, 2))
+    assert plan.u.dtype == plan.x.dtype == plan.cost.dtype == torch.float32 and plan.cost.isfinite().all()
+
+
+def test_a_start_of_ones_own_is_not_shared() -> None:
+    init = torch.full((1, 4, 1), 0.1)
+    plan = sgp.solve(point_problem(bounds=None), sgp.MPPI(4, spread=0.1), torch.ones(1, 2), init=init, time_limit_s=1e-9)
+    assert torch.equal(plan.u, init) and plan.u.data_ptr() != init.data_ptr()
 
 
 # Misuse.
@@ -442,21 +455,25 @@ def test_misuse_is_told_before_any_work() -> None:
         (lambda: sgp.CEM(4, samples=8, elites=9), "elites is 9 of samples=8"),
         (lambda: sgp.CEM(4, momentum=1.0), "CEM.momentum"),
         (lambda: sgp.MPPI(4, temperature=0.0), "MPPI.temperature"),
-        (lambda: sgp.MPPI(4, sigma=(0.1, -1.0)), "MPPI.sigma"),
+        (lambda: sgp.MPPI(4, spread=(0.1, -1.0)), "MPPI.spread"),
         (lambda: sgp.CEM(4, beta=-1.0), "CEM.beta"),
         (lambda: sgp.CEM(4, precision="int8"), "CEM.precision"),  # pyright: ignore[reportArgumentType]
     ):
         with pytest.raises(ValueError, match=words):
             make()
     planner = sgp.CEM(4)
-    with pytest.raises(ValueError, match="sigma has 2 entries; the problem has nu=1"):
-        sgp.solve(task, sgp.MPPI(4, sigma=(0.1, 0.2)), x0)
-    with pytest.raises(ValueError, match="no bounds; give sigma"):
+    with pytest.raises(ValueError, match="spread has 2 entries; the problem has nu=1"):
+        sgp.solve(task, sgp.MPPI(4, spread=(0.1, 0.2)), x0)
+    with pytest.raises(ValueError, match="no bounds; give spread"):
         sgp.solve(replace(task, bounds=None), planner, x0)
-    with pytest.raises(ValueError, match="not finite; give sigma"):
+    with pytest.raises(ValueError, match="not finite; give spread"):
         sgp.solve(replace(task, bounds=(-1.0, torch.inf)), planner, x0)
     with pytest.raises(ValueError, match="no score"):
         sgp.solve(task, sgp.CEM(4, beta=0.1), x0)
+    with pytest.raises(ValueError, match="risk is 1.0, but the dynamics are no Ensemble"):
+        sgp.solve(task, sgp.CEM(4, risk=1.0), x0)
+    with pytest.raises(TypeError, match="no goal was given"):
+        sgp.solve(point_problem(cost=lambda x, u, goal, t, params: (x - goal).sum(-1)), planner, x0)
     with pytest.raises(ValueError, match="callback"):
         sgp.solve(task, planner, x0, callback=print)
     with pytest.raises(ValueError, match="init has T=3"):

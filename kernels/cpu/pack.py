@@ -208,7 +208,8 @@ def pack(matrix: Tensor, products: Products, width: int) -> Tensor:
     """
     K, N = matrix.shape
     whole = width if products == "fp32" else max(width, 32)
-    padded = torch.zeros(K if products == "fp32" else -(-K // 32) * 32, -(-N // whole) * whole)
+    depth = K if products == "fp32" else -(-K // 32) * 32
+    padded = torch.zeros(depth, -(-N // whole) * whole, dtype=torch.float32)
     padded[:K, :N] = matrix
     if products == "fp32":
         return padded.view(K, -1, width).permute(1, 0, 2).contiguous()

@@ -86,11 +86,15 @@ class Expression:
         return torch.stack([of(out).to(rows.dtype).expand(rows.shape[:-1]) for out in self.outputs], -1)
 
 
+class TooLong(Exception):
+    """A program has more operations than a recorder takes."""
+
+
 class Recorder:
     """Records a program, an operation at a time: constants are folded, and what is there already is not done again."""
 
     def __init__(self, most: int) -> None:
-        """`most` operations; OverflowError beyond."""
+        """`most` operations; TooLong beyond."""
         self._most = most
         self._instructions: list[Instruction] = []
         self._known: dict[tuple[str, tuple[Value, ...]], Term] = {}
@@ -128,7 +132,7 @@ class Recorder:
         key = op, tuple((type(a), repr(a)) for a in args)
         if key not in self._known:  # pyright: ignore[reportOperatorIssue]
             if len(self._instructions) >= self._most:
-                raise OverflowError(f"it takes more than {self._most} operations a row")
+                raise TooLong(f"it takes more than {self._most} operations a row")
             logical = op in LOGICAL or (op == "where" and all(_is_logical(a) for a in args[1:]))
             self._known[key] = Term(len(self._instructions), logical)  # pyright: ignore[reportArgumentType]
             self._instructions.append(Instruction(op, args))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .expression import Recorder, Term, Value
+from .expression import Recorder, Term, TooLong, Value
 
 Array = np.ndarray[Any, Any]
 
@@ -49,7 +49,9 @@ class Operators:
                 raise Unsupported(f"aten.{name} has no twin in the kernels")
             try:
                 out = function(*args, **kwargs)
-            except (TypeError, ValueError) as error:
+            except (Unsupported, TooLong):
+                raise
+            except Exception as error:
                 raise Unsupported(f"aten.{name}.{overload} has no twin in the kernels as it is used ({error})") from error
         if base != name:  # in place
             if not args[0].flags.writeable:
@@ -62,7 +64,9 @@ class Operators:
 
     def _each(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Array:
         function = _ONE_BY_ONE[name]
-        numbers = {k: v for k, v in kwargs.items() if k in ("alpha", "rounding_mode", "approximate", "eps")}
+        numbers = {k: v for k, v in kwargs.items() if k in ("alpha", "rounding_mode", "approximate")}
+        if unknown := kwargs.keys() - numbers.keys():
+            raise Unsupported(f"aten.{name} with {', '.join(sorted(unknown))} has no twin in the kernels")
         operands = np.broadcast_arrays(*(_array(a) for a in args))
         out = np.empty(operands[0].shape, object)
         for at in np.ndindex(*out.shape):
@@ -79,9 +83,6 @@ class Operators:
     def do_clamp_max(self, x: Array, max: Any) -> Array:
         return self.do_clamp(x, None, max)
 
-    def do_gelu(self, x: Array, approximate: str = "none") -> Array:
-        return self._each("gelu", (x,), {"approximate": approximate})
-
     def do_elu(self, x: Array, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Array:
         def one(apply: Any, v: Value) -> Value:
             low = apply("mul", alpha * scale, apply("expm1", apply("mul", input_scale, v)))
@@ -94,9 +95,9 @@ class Operators:
             return x.copy()
         if dtype == torch.bool:
             return self._map(lambda apply, v: v if _logical(v) else apply("not", apply("eq", v, 0.0)), x)
-        if dtype.is_floating_point:
-            return self._map(_number, x)
-        return self._map(_truncated, x)
+        if dtype not in (torch.float32, torch.float64, torch.int32, torch.int64):
+            raise Unsupported(f"a conversion to {dtype} has no twin in the kernels")
+        return self._map(_number if dtype.is_floating_point else _truncated, x)
 
     def _map(self, function: Callable[[Any, Value], Value], x: Array) -> Array:
         out = np.empty(x.shape, object)
@@ -148,6 +149,8 @@ class Operators:
         self, x: Array, ord: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
     ) -> Array:
         size = self._each("abs", (x,), {})
+        if ord == 0:
+            raise Unsupported("a norm of order 0 has no twin in the kernels")
         if math.isinf(ord):
             return self.do_amax(size, dim, keepdim) if ord > 0 else self.do_amin(size, dim, keepdim)
         if ord == 1:
@@ -380,7 +383,7 @@ def _pow(apply: Any, a: Value, b: Value) -> Value:
     a, b = _number(apply, a), _number(apply, b)
     if isinstance(b, Term):
         return apply("pow", a, b)
-    if b == int(b) and 0 <= abs(b) <= 8:
+    if abs(b) <= 8 and b == int(b):
         out: Value = 1.0
         for _ in range(abs(int(b))):
             out = apply("mul", out, a)

@@ -15,11 +15,12 @@ from . import device
 from .expression import Expression, Term, Value
 from .trace import Features
 
-INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "and": "&", "or": "|"}
+INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "eq": "==", "and": "&", "or": "|"}
 CALLS = {
     "abs": "tl.abs", "sqrt": "tl.sqrt", "exp": "tl.exp", "log": "tl.log", "sin": "tl.sin", "cos": "tl.cos", "erf": "tl.erf",
     "floor": "tl.floor", "where": "tl.where", "tanh": "tanh", "expm1": "expm1", "max": "largest", "min": "smallest",
-    "log1p": "log1p", "round": "nearest", "pow": "power", "atan": "atan", "atan2": "atan2",
+    # Rounded as division is: the quick one of a GPU may be an ulp below a whole number, and floors would see that.
+    "div": "tl.div_rn", "log1p": "log1p", "round": "nearest", "pow": "power", "atan": "atan", "atan2": "atan2",
 }  # fmt: skip
 
 

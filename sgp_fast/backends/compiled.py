@@ -48,9 +48,10 @@ from ..planner import SGP
 from ..problem import Problem
 from .bounding import Bounding
 from .coverage import foreign_part
-from .custom import CustomCosts, Traced, custom_costs, is_custom
+from .custom import Called, CustomCosts, Traced, custom_costs, is_custom, sights
 from .eager import Conditions, Evaluation, Search, conclude, start
 from .job import LOOK, Iteration, Job
+from .sight import Sight
 from .stages import Watch, span, watched
 from .version import Version, version
 
@@ -112,7 +113,8 @@ class Packed:
 
 
 # A problem is prepared anew when a weight has changed, and packed once for each time that it was prepared.
-_prepared: weakref.WeakKeyDictionary[Problem, dict[torch.dtype, tuple[Version, Problem]]] = weakref.WeakKeyDictionary()
+State = tuple[Version, tuple[Sight, ...]]
+_prepared: weakref.WeakKeyDictionary[Problem, dict[torch.dtype, tuple[State, Problem]]] = weakref.WeakKeyDictionary()
 _packed: weakref.WeakKeyDictionary[Problem, dict[tuple, Packed]] = weakref.WeakKeyDictionary()
 _fastest: dict[tuple, Division] = {}
 
@@ -236,13 +238,13 @@ class Call:
         custom = self.custom.running if which == "running" else self.custom.terminal
         if isinstance(custom, Traced):
             params = pack_params(self.at.params, custom.features)
-            cost.function = function(cpp_code.source(custom.expression, custom.features), cpp_code.SYMBOL).value
+            cost.function = compiled_cost(custom).value
             if goal is not None:
                 cost.goal, cost.goal_stride = goal.data_ptr(), goal.shape[1]
             if params is not None:
                 cost.params, cost.params_stride = params.data_ptr(), params.shape[1]
             return cost, params
-        if custom is not None:
+        if isinstance(custom, Called):
             callback = Callback(part, self.at, self.search.v.shape[2], which == "terminal")
             cost.function = ctypes.cast(callback.pointer, ctypes.c_void_p).value
             return cost, callback
@@ -254,6 +256,21 @@ class Call:
             if which == "running":
                 cost.u = _quadratic(net.keep["R"], None, None)
         return cost, None
+
+
+def compiled_cost(cost: Traced) -> ctypes.c_void_p:
+    """The address of a traced cost, compiled at first."""
+    return function(cpp_code.source(cost.expression, cost.features), cpp_code.SYMBOL)
+
+
+def traced(job: Job) -> tuple[Job, CustomCosts]:
+    """The costs of a job that are not of ours, compiled, and the job with as much time left as before that."""
+    began = time.monotonic()
+    costs = custom_costs(job)
+    for cost in (costs.running, costs.terminal):
+        if isinstance(cost, Traced):
+            compiled_cost(cost)
+    return replace(job, deadline=job.deadline + time.monotonic() - began), costs
 
 
 class Callback:
@@ -322,7 +339,7 @@ class Compiled:
 
     def prepare(self, problem: Problem, planner: SGP, device: torch.device) -> Problem:
         """The problem in the planner's dtypes, kept, with the weights that are packed from it, until a weight changes."""
-        kept, now = _prepared.setdefault(problem, {}), version(problem)
+        kept, now = _prepared.setdefault(problem, {}), (version(problem), sights(problem.cost, problem.terminal))
         dtype = planner.product_dtype
         if dtype not in kept or kept[dtype][0] != now:
             # A new object in any case: to hold the problem itself here would keep it alive for ever.
@@ -333,7 +350,7 @@ class Compiled:
     def run(self, job: Job) -> Plan:
         at, bounding, search = start(job)
         products = choose_products(self.engine, job.planner, search.v.shape[1])
-        custom = custom_costs(job)
+        job, custom = traced(job)
         call = Call(self.engine, job, at, bounding, search, products, custom)
         began = time.perf_counter()
         division = fastest(call)

@@ -2,18 +2,18 @@
 
     c(x, u, goal, t, params), ∂c   recorded for one row (`kernels.traced`), held against the cost itself, kept while it stays
 
-A trace holds the numbers that the function saw: weights, constants, globals. `Sight` tells when one of them has changed.
+A trace holds the numbers that the function saw: weights, constants, globals. Before every plan `sight` looks whether one of
+these has changed, and the cost is called on some rows: where it gives other values than before, it is traced anew.
 """
 
 from __future__ import annotations
 
-import types
 import weakref
-from collections.abc import Iterator
+from collections import OrderedDict
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,28 +30,37 @@ from ..costs import (
 from ..kernels.traced.expression import Expression
 from ..kernels.traced.trace import Features, Params, Untraceable, pack_params, trace
 from .job import Job
-from .version import sum_of_bits
+from .sight import Sight, sight
 
 OURS = (LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue)
-# A trace is held against its cost at so many steps of so many problems, to this part of the size of what they give.
-CHECKED_STEPS, CHECKED_PROBLEMS = 3, 4
+# A trace is held against its cost at all steps of so many problems, to this part of the size of what they give.
+PROBED = 4
 CHECKED_TO = 1e-3
+# Costs that are no modules and no functions are kept with what was made of them: the last so many.
+OBJECTS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Traced:
-    """A cost as a program of numbers, and what a row of it holds."""
+    """A cost as a program of numbers, and what a row of it holds. One object for as long as the cost stays as it is."""
 
     expression: Expression
     features: Features
 
 
+@dataclass(frozen=True, eq=False)
+class Called:
+    """A cost that is not traced, and why. One object for as long as the cost stays as it is."""
+
+    reason: str
+
+
 @dataclass(frozen=True)
 class CustomCosts:
-    """The costs of a job that are not of ours: the program of each, or why it has none; None where there is no such cost."""
+    """The costs of a job that are not of ours; None where there is no such cost."""
 
-    running: Traced | str | None
-    terminal: Traced | str | None
+    running: Traced | Called | None
+    terminal: Traced | Called | None
 
     @property
     def told(self) -> dict[str, str]:
@@ -62,8 +71,7 @@ class CustomCosts:
     @property
     def split(self) -> str | None:
         """Why some cost is called between the kernels; None where none is."""
-        reasons = [made for made in (self.running, self.terminal) if isinstance(made, str)]
-        return reasons[0] if reasons else None
+        return next((made.reason for made in (self.running, self.terminal) if isinstance(made, Called)), None)
 
 
 def is_custom(part: Any) -> bool:
@@ -75,160 +83,146 @@ def custom_costs(job: Job) -> CustomCosts:
     """Of a job, traced where they can be."""
     running, terminal = job.problem.cost, job.problem.terminal
     return CustomCosts(
-        _traced(running, job, False) if is_custom(running) else None,
-        _traced(terminal, job, True) if is_custom(terminal) else None,
+        _current(running, job, False) if is_custom(running) else None,
+        _current(terminal, job, True) if is_custom(terminal) else None,
     )
 
 
-_kept: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Sight, Traced | str]]] = weakref.WeakKeyDictionary()
+def sights(*costs: Any) -> tuple[Sight, ...]:
+    """What those of some costs that are not of ours can see."""
+    return tuple(sight(_function(cost)) for cost in costs if is_custom(cost))
 
 
-def _traced(cost: Cost | TerminalCost, job: Job, terminal: bool) -> Traced | str:
-    nx, nu = job.x0.shape[1], job.u.shape[2]
-    features, dtype = Features.of(nx, nu, job.goal, job.params, terminal), job.x0.dtype
-    kinds = tuple(p.dtype for p in job.params.values()) if isinstance(job.params, dict) else None
-    seen, key = Sight.of(cost), (features, dtype, kinds)
-    try:
-        kept = _kept.setdefault(cost, {})
-    except TypeError:  # no weak reference to it, or no hash
-        kept = {}
-    if key not in kept or kept[key][0] != seen:
-        kept[key] = seen, _made(cost, features, job)
-    return kept[key][1]
+class Probe:
+    """Rows of a cost, around the start states of a job's problems, at all steps: fewer problems are varied and repeated."""
+
+    def __init__(self, features: Features, job: Job) -> None:
+        self._features = features
+        problems, T = len(job.x0), job.planner.horizon
+        of = torch.arange(PROBED, device=job.x0.device) % problems
+        steps = (2 * PROBED,) if features.terminal else (T, PROBED)
+        of = torch.cat((of, of)) if features.terminal else of
+        like: dict[str, Any] = {"dtype": job.x0.dtype, "device": job.x0.device}
+        numbers = torch.Size((*steps, features.nx + features.nu)).numel()
+        wave = torch.arange(numbers, dtype=torch.float64).mul(0.7).sin().view(*steps, -1).to(**like)
+        self.x = job.x0[of] + 0.3 * wave[..., : features.nx]
+        self.u = wave[..., features.nx :]
+        self.goal = None if job.goal is None else job.goal.expand(problems, -1)[of]
+        self.params = _rows(job.params, of)
+        self.t = torch.arange(T, device=job.x0.device)[:, None]
+
+    def results(self, cost: Any) -> Tensor:
+        """Values and gradients of a cost, `[..., outputs]`; ValueError where they have other shapes than rows have."""
+        value, *grads = cost.value_and_grad(*self._arguments)
+        wanted = [self.x] if self._features.terminal else [self.x, self.u]
+        if value.shape != self.x.shape[:-1] or [g.shape for g in grads] != [z.shape for z in wanted]:
+            shapes = ", ".join(str(tuple(t.shape)) for t in (value, *grads))
+            raise ValueError(
+                f"value_and_grad of a {type(cost).__name__} gave shapes {shapes} for rows {tuple(self.x.shape[:-1])}; "
+                "expected a number a row, and gradients as the states and controls are"
+            )
+        return torch.cat((value[..., None], *grads), -1)
+
+    @torch.no_grad()
+    def values(self, cost: Any) -> Tensor:
+        """Values alone where the cost is a function, which is quicker."""
+        if not isinstance(cost, CustomCost | CustomTerminal):
+            return self.results(cost)
+        arguments = self._arguments
+        if cost.simple:
+            arguments = arguments[: 1 if self._features.terminal else 2]
+        return cost.function(*arguments).detach().clone()
+
+    def rows(self) -> Tensor:
+        """As an `Expression` takes them."""
+        lead = self.x.shape[:-1]
+        parts = [self.x] if self._features.terminal else [self.x, self.u]
+        parts += [] if self.goal is None else [self.goal.expand(*lead, -1)]
+        parts += [] if self._features.terminal else [self.t[..., None].expand(*lead, 1)]
+        packed = pack_params(self.params, self._features)
+        parts += [] if packed is None else [packed.expand(*lead, -1)]
+        return torch.cat([part.to(self.x.dtype) for part in parts], -1)
+
+    @property
+    def _arguments(self) -> tuple[Any, ...]:
+        if self._features.terminal:
+            return self.x, self.goal, self.params
+        return self.x, self.u, self.goal, self.t, self.params
 
 
-def _made(cost: Cost | TerminalCost, features: Features, job: Job) -> Traced | str:
+@dataclass(frozen=True)
+class Kept:
+    """What was made of a cost, what it could see then, and what it gave on some rows."""
+
+    made: Traced | Called
+    seen: Sight
+    probe: Probe
+    gave: Tensor
+
+
+_of_functions: weakref.WeakKeyDictionary[Any, dict[Any, Kept]] = weakref.WeakKeyDictionary()
+_of_objects: OrderedDict[int, tuple[Any, dict[Any, Kept]]] = OrderedDict()
+
+
+def _current(cost: Cost | TerminalCost, job: Job, terminal: bool) -> Traced | Called:
+    features = Features.of(job.x0.shape[1], job.u.shape[2], job.goal, job.params, terminal)
+    params = job.params if isinstance(job.params, dict) else {"": job.params}
+    kinds = tuple(None if p is None else p.dtype for p in params.values())
+    key = (features, job.x0.dtype, job.x0.device, kinds, job.planner.horizon)
+    store, seen = _store(cost), sight(_function(cost))
+    kept = store.get(key)
+    if kept is None or kept.seen != seen or not _same(kept.probe.values(cost), kept.gave):
+        probe = Probe(features, job)
+        store[key] = kept = Kept(_made(cost, features, job, probe), seen, probe, probe.values(cost))
+    return kept.made
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _function(cost: Any) -> Any:
+    """What the user gave."""
+    return cost.function if isinstance(cost, CustomCost | CustomTerminal) else cost
+
+
+def _store(cost: Any) -> dict[Any, Kept]:
+    """What is kept of a cost, for as long as the user has it."""
+    function = _function(cost)
+    if isinstance(function, FunctionType | nn.Module):
+        return _of_functions.setdefault(function, {})
+    found = _of_objects.pop(id(cost), (cost, {}))
+    _of_objects[id(cost)] = found
+    while len(_of_objects) > OBJECTS:
+        _of_objects.popitem(last=False)
+    return found[1]
+
+
+def _made(cost: Cost | TerminalCost, features: Features, job: Job, probe: Probe) -> Traced | Called:
+    theirs = probe.results(cost)
     try:
         expression = trace(cost.value_and_grad, features, job.x0.dtype, job.params, job.x0.device)
     except Untraceable as why:
-        return str(why)
-    ours, theirs = _compared(cost, expression, features, job)
-    size = theirs.abs().amax((0, 1)).clamp(min=1e-6)
-    same = ((ours - theirs).abs() <= CHECKED_TO * size) | (ours.isnan() & theirs.isnan()) | (ours == theirs)
-    if not bool(same.all()):
-        return "recorded for one row, it gives other numbers than for many: rows must be independent"
+        return Called(str(why))
+    ours = expression.evaluate(probe.rows())
+    finite = theirs.isfinite()
+    size = torch.where(finite, theirs, 0).abs().flatten(0, -2).amax(0).clamp(min=1e-6)
+    close = finite & ((ours - theirs).abs() <= CHECKED_TO * size)
+    if not bool((close | (ours == theirs) | (ours.isnan() & theirs.isnan())).all()):
+        return Called(
+            "its recording gives other numbers than the cost itself; rows must be independent, and steps alike but for t"
+        )
     return Traced(expression, features)
 
 
-def _compared(
-    cost: Cost | TerminalCost, expression: Expression, features: Features, job: Job
-) -> tuple[Tensor, Tensor]:
-    """What the program and the cost give, `[steps, problems, outputs]`, around the start states of the job's problems."""
-    T, B = min(CHECKED_STEPS, job.planner.horizon), min(CHECKED_PROBLEMS, len(job.x0))
-    like: dict[str, Any] = {"dtype": job.x0.dtype, "device": job.x0.device}
-    wave = torch.arange(T * B * (features.nx + features.nu), dtype=torch.float64).mul(0.7).sin().view(T, B, -1).to(**like)
-    x, u = job.x0[:B] + 0.3 * wave[..., : features.nx], wave[..., features.nx :]
-    goal = None if job.goal is None else job.goal.expand(len(job.x0), -1)[:B]
-    params = first_rows(job.params, B)
-    t = torch.arange(T, device=job.x0.device)[:, None]
-    if features.terminal:
-        theirs = [cost.value_and_grad(x[i], goal, params) for i in range(T)]  # pyright: ignore[reportCallIssue]
-        value, grad = (torch.stack(part) for part in zip(*theirs, strict=True))
-        grads = (grad,)
-    else:
-        value, *grads = cost.value_and_grad(x, u, goal, t, params)  # pyright: ignore[reportCallIssue]
-    parts = [x] if features.terminal else [x, u]
-    parts += [] if goal is None else [goal.expand(T, -1, -1)]
-    parts += [] if features.terminal else [t[..., None].expand(T, B, 1).to(**like)]
-    packed = pack_params(params, features)
-    parts += [] if packed is None else [packed.to(**like).expand(T, -1, -1)]
-    return expression.evaluate(torch.cat(parts, -1)), torch.cat((value[..., None], *grads), -1)
-
-
-def first_rows(params: Params, rows: int) -> Params:
-    """Those of the first problems."""
+def _rows(params: Params, of: Tensor) -> Params:
+    """The parameters of some problems."""
     if isinstance(params, dict):
-        return {name: p[:rows] for name, p in params.items()}
-    return None if params is None else params[:rows]
+        return {name: p[of] for name, p in params.items()}
+    return None if params is None else params[of]
 
 
-def _told(made: Traced | str) -> str:
-    if isinstance(made, str):
-        return f"called in PyTorch between the kernels: {made}"
+def _told(made: Traced | Called) -> str:
+    if isinstance(made, Called):
+        return f"called in PyTorch between the kernels: {made.reason}"
     return f"traced into the kernels, {made.expression.operations} operations a row"
-
-
-@dataclass(frozen=True, eq=False)
-class Sight:
-    """What a function can see that is not its arguments: equal while nothing of it was replaced or written to.
-
-    Seen are a module's weights and attributes, what a function closes over, its defaults, the globals that it names, and
-    the same of functions and objects among these, some levels deep. What lies deeper is taken to stay.
-    """
-
-    things: tuple[Any, ...]
-    states: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, part: Any) -> Sight:
-        inner = part.function if isinstance(part, (CustomCost, CustomTerminal)) else part
-        things, states = [], []
-        for thing, state in _see(inner, 4, set()):
-            things.append(thing)
-            states.append(state)
-        return cls(tuple(things), tuple(states))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sight) or len(self.things) != len(other.things):
-            return False
-        return all(a is b for a, b in zip(self.things, other.things, strict=True)) and self.states == other.states
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
-
-def _see(thing: Any, depth: int, seen: set[int]) -> Iterator[tuple[Any, Any]]:
-    """Objects with their states; numbers and words are their own state."""
-    if isinstance(thing, (bool, int, float, complex, str, bytes, type(None))):
-        yield None, repr(thing)
-        return
-    if id(thing) in seen or depth == 0 or isinstance(thing, type):
-        return
-    seen.add(id(thing))
-    if isinstance(thing, Tensor):
-        yield thing, (thing.data_ptr(), 0 if thing.is_inference() else thing._version, sum_of_bits(thing.detach()))
-    elif isinstance(thing, np.ndarray):
-        yield thing, hash(np.ascontiguousarray(thing).tobytes())
-    elif isinstance(thing, (list, tuple, set, frozenset)):
-        yield None, len(thing)
-        for item in thing:
-            yield from _see(item, depth - 1, seen)
-    elif isinstance(thing, dict):
-        for name, item in thing.items():
-            yield None, repr(name)
-            yield from _see(item, depth - 1, seen)
-    elif isinstance(thing, types.FunctionType):
-        yield thing, None
-        cells = [_content(cell) for cell in thing.__closure__ or ()]
-        names = _names(thing.__code__)
-        used = [thing.__globals__[name] for name in names if name in thing.__globals__]
-        for module in (value for value in used if isinstance(value, types.ModuleType)):
-            if module.__name__.partition(".")[0] not in ("torch", "numpy", "math"):
-                used += [vars(module)[name] for name in names if name in vars(module)]
-        for item in (*cells, thing.__defaults__, thing.__kwdefaults__, *used):
-            yield from _see(item, depth - 1, seen)
-    elif isinstance(thing, types.MethodType):
-        yield from _see(thing.__func__, depth, seen)
-        yield from _see(thing.__self__, depth, seen)
-    elif isinstance(thing, nn.Module):
-        yield thing, thing.training
-        for tensor in (*thing.parameters(), *thing.buffers()):
-            yield from _see(tensor, 1, seen)
-        for module in thing.modules():
-            for name, item in vars(module).items():
-                if not name.startswith("_"):
-                    yield from _see(item, depth - 1, seen)
-    elif not isinstance(thing, (types.ModuleType, types.BuiltinFunctionType)) and hasattr(thing, "__dict__"):
-        yield thing, None
-        yield from _see(vars(thing), depth, seen)
-
-
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return (*code.co_names, *(name for c in inner for name in _names(c)))
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None

@@ -209,8 +209,8 @@ def start(job: Job) -> tuple[Conditions, Bounding, Search]:
 
 def finish(
     job: Job, at: Conditions, bounding: Bounding, search: Search, settled: bool, taken: Tensor, history: Tensor | None
-) -> Plan:
-    """The plan at the last iterate: one more pass for its states, costs, status and telemetry."""
+) -> tuple[Plan, Tensor]:
+    """The plan at the last iterate, and whose gradient has diverged `[R]`; one more pass, for all that a plan tells."""
     problem, planner, tables = job.problem, job.planner, job.tables
     while True:
         u = bounding.control(search.v)
@@ -218,7 +218,7 @@ def finish(
         before, search = search.diverged, judge(planner, search, bounding, u, e.grad_u, settled)
         if torch.equal(search.diverged, before):
             break  # else the last step led some rows astray: once more, from where they were before it
-    return conclude(job, bounding, search, e, taken, history)
+    return conclude(job, bounding, search, e, taken, history), search.diverged
 
 
 def conclude(
@@ -280,9 +280,9 @@ def run(job: Job) -> Plan:
         history[:, i] = cost
     with stage("last pass"):
         settled, kept = reached >= tables.settled, history if planner.record_cost else None
-        plan = finish(job, at, bounding, search, settled, taken, kept)
-        if reached < planner.iterations and bool((better := best.beats(plan)).any()):
-            plan = finish(job, at, bounding, best.search(search, better), settled, taken, kept)
+        plan, lost = finish(job, at, bounding, search, settled, taken, kept)
+        if reached < planner.iterations and bool((better := best.beats(plan) & ~lost).any()):
+            plan, _ = finish(job, at, bounding, best.search(search, better), settled, taken, kept)
         return plan
 
 
@@ -308,8 +308,8 @@ class Best:
         return replace(search, v=v, good=good)
 
     def beats(self, plan: Plan) -> Tensor:
-        """Which problems of a plan were better before, `[R]`; what has converged or diverged stays as it ended."""
-        return (self.ranking < plan.ranking) & (plan.status == Status.LIMIT)
+        """Which problems of a plan were better before, `[R]`; what has converged stays as it ended."""
+        return (self.ranking < plan.ranking) & (plan.status != Status.CONVERGED)
 
 
 def ranking(job: Job, u: Tensor, e: Evaluation, i: int) -> Tensor:

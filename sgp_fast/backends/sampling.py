@@ -1,19 +1,18 @@
 """Sampling planners in plain PyTorch, the reference of their kernels; and which backend runs one.
 
-Nothing here takes a gradient. Candidates are rolled out in blocks, so that memory does not grow with their number.
+Nothing here takes a gradient. Candidates are rolled out in blocks: of their number only controls and costs are kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..costs import CustomCost, CustomTerminal, LearnedCost
+from ..costs import CustomCost, CustomTerminal, LearnedCost, naming_absent
 from ..kernels.draws_ref import normal_ref
 from ..models import Dynamics, Ensemble
 from ..plan import Plan, Status
@@ -21,7 +20,8 @@ from ..problem import AutogradDynamics, Problem
 from ..sampling import Sampler
 from .products import products_of
 
-# Candidates rolled out at once: enough for a fast product, few enough for their activations to be a few tens of megabytes.
+# Candidates rolled out at once: enough for a fast product. Score and cost see all their steps together: at T = 8 and width
+# 1024 an activation of theirs takes 134 MB.
 BLOCK = 4096
 # Controls of all candidates of the problems that are planned together: 32 MB in float64, and some times as much at work.
 NUMBERS = 1 << 22
@@ -120,7 +120,7 @@ def candidate_costs(job: SamplingJob, u: Tensor, mean: Tensor, std: Tensor) -> T
         blocks.append(torch.stack([v.cost + job.penalty * v.distance.sum(0) for v in found]))
     costs = over_members(torch.cat(blocks, 1), planner.risk).view(-1, samples)
     if planner.effort:
-        costs = costs + planner.effort * (mean / std.square()).mul(u.transpose(0, 1) - mean).sum((2, 3)).T
+        costs = costs + planner.effort * (mean / std).mul((u.transpose(0, 1) - mean) / std).sum((2, 3)).T
     return torch.where(costs.isfinite(), costs, torch.inf)
 
 
@@ -238,31 +238,33 @@ def take(value: Any, rows: Tensor) -> Any:
 def _step(dynamics: Any, x: Tensor, u: Tensor) -> Tensor:
     if isinstance(dynamics, Dynamics):
         return dynamics(x, u)
-    if not isinstance(dynamics, AutogradDynamics):
-        return dynamics.vjp(x, u)[0]
-    out = dynamics.module(x, u)
+    out = dynamics.module(x, u) if isinstance(dynamics, AutogradDynamics) else dynamics.vjp(x, u)[0]
     if out.shape != x.shape:
         raise ValueError(f"dynamics gave shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; expected the same")
-    return out
+    return out.to(x.dtype)
 
 
 def _running(cost: Any, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any) -> Tensor:
     if isinstance(cost, LearnedCost):
         return cost(x, u)
     if isinstance(cost, CustomCost):
-        return _one_a_row("cost", cost.function, x.shape[:-1], (x, u) if cost.simple else (x, u, goal, t, params))
-    return cost.value_and_grad(x, u, goal, t, params)[0]
+        given = (x, u) if cost.simple else (x, u, goal, t, params)
+        with naming_absent("cost", goal=goal, params=params):
+            return _one_a_row("cost", cost.function(*given), x)
+    return cost.value_and_grad(x, u, goal, t, params)[0].to(x.dtype)
 
 
 def _terminal(terminal: Any, x: Tensor, goal: Tensor | None, params: Any) -> Tensor:
     if isinstance(terminal, CustomTerminal):
-        return _one_a_row("terminal", terminal.function, x.shape[:-1], (x,) if terminal.simple else (x, goal, params))
-    return terminal.value_and_grad(x, goal, params)[0]
+        with naming_absent("terminal", goal=goal, params=params):
+            return _one_a_row("terminal", terminal.function(*((x,) if terminal.simple else (x, goal, params))), x)
+    return terminal.value_and_grad(x, goal, params)[0].to(x.dtype)
 
 
-def _one_a_row(name: str, function: Callable[..., Tensor], rows: torch.Size, given: tuple[Any, ...]) -> Tensor:
-    value = function(*given)
+def _one_a_row(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """In the dtype of the states, whatever a function makes of them."""
+    rows = x.shape[:-1]
     value = value[..., 0] if value.shape == (*rows, 1) else value
     if value.shape != rows:
         raise ValueError(f"{name} gave shape {tuple(value.shape)} for rows {tuple(rows)}; expected one number a row")
-    return value
+    return value.to(x.dtype)

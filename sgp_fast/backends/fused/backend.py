@@ -23,7 +23,6 @@ from ..custom import CustomCosts, custom_costs
 from ..job import Iteration, Job
 from .choice import Key, choose, user_store
 from .device import CudaDevice, Device, EagerDevice
-from .functions import key_of
 from .graphs import GraphCache, GraphStats, bucket
 from .packed import sources
 from .work import Make, PlanWork, Slices
@@ -76,7 +75,9 @@ class Fused:
     def run(self, job: Job) -> Plan:
         at, bounding, search = eager.start(job)
         device, rows = at.x0.device, search.v.shape[1]
-        size, cache = bucket(rows), graphs_of(device)
+        size, (job, costs) = bucket(rows), traced(job)
+        # A function that is called may read numbers of the device, which a graph cannot hold.
+        runs, cache = _of(device.type, _index(device), costs.split is None)
 
         def load(work: PlanWork) -> PlanWork:
             work.load(at, search, bounding.low, bounding.high)
@@ -97,12 +98,12 @@ class Fused:
             prepared = job.problem.prepared(planner.state_dtype, planner.product_dtype, device)
             return eager.Eager("measured fastest").run(replace(job, problem=prepared))
 
-        costs = custom_costs(job)
         with cache.lock:
-            candidates = candidates_of(job, size, self.regime)
+            candidates = candidates_of(job, size, self.regime, costs)
             bodies: dict[str, Callable[[], Any]] = {name: functools.partial(planned, name) for name in candidates}
             began, captured = time.perf_counter(), cache.stats.seconds
-            regime, why = self._choose(job, size, device, bodies | ({"eager": eagerly} if self.race_eager else {}))
+            bodies |= {"eager": eagerly} if self.race_eager else {}
+            regime, why = self._choose(job, size, runs, bodies, costs)
             tuned = time.perf_counter() - began - (cache.stats.seconds - captured)  # captures are counted apart
             if regime == "eager":
                 plan = eagerly()
@@ -112,10 +113,10 @@ class Fused:
                 key = ("slices", _key(job, size, regime, costs))
                 entry = cache.get(key, sources(job.problem), lambda: Slices(made(regime), job))
                 assert isinstance(entry.work, Slices)
-                entry.work.capture(device_of(device))
+                entry.work.capture(runs)
                 work = load(entry.work.plan)
                 entry.graph.replay()
-                entry.work.run(job, device_of(device))
+                entry.work.run(job, runs)
             else:
                 work = planned(regime)
             search, evaluation, taken, history = work.results(rows)
@@ -126,10 +127,9 @@ class Fused:
         return plan
 
     def _choose(
-        self, job: Job, size: int, device: torch.device, bodies: dict[str, Callable[[], Any]]
+        self, job: Job, size: int, device: Device, bodies: dict[str, Callable[[], Any]], costs: CustomCosts
     ) -> tuple[str, str]:
         """The way to plan this bucket, and why."""
-        costs = custom_costs(job)
         if not bodies and costs.split is not None:
             raise ValueError(
                 f"backend 'fused:{self.regime}' holds its cost in the kernel, and this one cannot be traced: {costs.split}; "
@@ -145,19 +145,29 @@ class Fused:
         if interpreting():
             return next(iter(bodies)), "the first: the interpreter's speed says nothing"
         dtype = job.planner.precision
-        key = Key.of(job.problem, device_of(device), size, job.planner.horizon, dtype)
+        key = Key.of(job.problem, device, size, job.planner.horizon, dtype)
         key = replace(key, parts=(*key.parts, *costs.told.items()))
-        choice = choose(key, bodies, device_of(device), user_store())
+        choice = choose(key, bodies, device, user_store())
         return choice.chosen, choice.reason
 
 
-def candidates_of(job: Job, size: int, regime: str | None = None) -> dict[str, Make]:
+def traced(job: Job) -> tuple[Job, CustomCosts]:
+    """The costs of a job that are not of ours, and the job with as much time left as before they were traced."""
+    began = time.monotonic()
+    costs = custom_costs(job)
+    return replace(job, deadline=job.deadline + time.monotonic() - began), costs
+
+
+def candidates_of(
+    job: Job, size: int, regime: str | None = None, costs: CustomCosts | None = None
+) -> dict[str, Make]:
     """Ways to plan a bucket, by name; those of `regime` where one is asked for."""
     from .grid import grid_plans
     from .layered import Layered
     from .tile import tile_plans
 
-    tiles = {} if custom_costs(job).split else tile_plans(job.problem, job.planner, size, job.x0.device)
+    split = (costs or custom_costs(job)).split
+    tiles = {} if split else tile_plans(job.problem, job.planner, size, job.x0.device)
     ways: dict[str, Make] = {**tiles, "layered": Layered, **grid_plans(size, asked=regime == "grid")}
     return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 
@@ -166,23 +176,23 @@ def _key(job: Job, size: int, regime: str, costs: CustomCosts) -> Hashable:
     """What a graph is captured for, beside the weights that it reads."""
     parts = tuple(id(part) for part in job.problem.modules.values())
     given = (job.low is not None, job.goal is not None)
-    return (parts, job.problem.control_change, job.planner, size, regime, *given, *key_of(costs))
+    return (parts, job.problem.control_change, job.planner, size, regime, *given, costs)
 
 
-def device_of(device: torch.device) -> Device:
-    """The device interface of a torch device, one for the process."""
-    return _of(device.type, _index(device))[0]
+def device_of(device: torch.device, captured: bool = True) -> Device:
+    """The device interface of a torch device, one for the process; without `captured`, one that makes no graphs."""
+    return _of(device.type, _index(device), captured)[0]
 
 
 def graphs_of(device: torch.device) -> GraphCache[PlanWork | Slices]:
     """The graphs of a device, one cache for the process: planners share its bounds."""
-    return _of(device.type, _index(device))[1]
+    return _of(device.type, _index(device), True)[1]
 
 
 @functools.cache
-def _of(kind: str, index: int | None) -> tuple[Device, GraphCache[PlanWork | Slices]]:
+def _of(kind: str, index: int | None, captured: bool) -> tuple[Device, GraphCache[PlanWork | Slices]]:
     device = torch.device(kind, index) if index is not None else torch.device(kind)
-    made: Device = CudaDevice(device) if kind == "cuda" else EagerDevice(device)
+    made: Device = CudaDevice(device) if kind == "cuda" and captured else EagerDevice(device)
     return made, GraphCache(made)
 
 

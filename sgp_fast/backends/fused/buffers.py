@@ -51,7 +51,7 @@ class Buffers:
         bounded: bool, with_goal: bool, with_history: bool,
     ) -> Buffers:  # fmt: skip
         def floats(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=device)
+            return torch.zeros(shape, dtype=torch.float32, device=device)
 
         def flags() -> Tensor:
             return torch.zeros(rows, dtype=torch.int8, device=device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.traced.trace import Features, Params, pack_params
-from ..custom import CustomCosts, Traced, custom_costs, is_custom
+from ..custom import Called, CustomCosts, Traced, custom_costs, is_custom
 from ..job import Job
 from .graphs import copy_in
 
@@ -33,7 +33,7 @@ class Functions:
         self.running, self.calls = self._made(self.costs.running, job.problem.cost)
         self.terminal, self.last_calls = self._made(self.costs.terminal, job.problem.terminal)
         width = 0 if self._features is None else self._features.params_width
-        self.params = torch.zeros(rows, width, device=device) if width else None
+        self.params = torch.zeros(rows, width, dtype=torch.float32, device=device) if width else None
         if self.calls is not None or self.last_calls is not None:
             self.given = _static(job.params, rows)
 
@@ -64,20 +64,15 @@ class Functions:
         now = custom_costs(job) if self.present else self.costs
         return now.running is self.costs.running and now.terminal is self.costs.terminal
 
-    def _made(self, found: Traced | str | None, cost: Any) -> tuple[Any, Callable[..., Any] | None]:
+    def _made(self, found: Traced | Called | None, cost: Any) -> tuple[Any, Callable[..., Any] | None]:
         if found is None:
             return None, None
-        if isinstance(found, str):
+        if isinstance(found, Called):
             return None, cost.value_and_grad
         from ...kernels.traced.triton_code import device_function
 
         self._features = found.features
         return device_function(found.expression, found.features), None
-
-
-def key_of(costs: CustomCosts) -> tuple[Any, ...]:
-    """What a graph that holds these costs is kept under: a program is one object for as long as it holds."""
-    return tuple(id(cost) if isinstance(cost, Traced) else cost for cost in (costs.running, costs.terminal))
 
 
 def own(cost: Any) -> Any:

@@ -66,10 +66,10 @@ class GridPlan:
         rows = {"dynamics": T * R, "score": T * R, "cost": T * R, "terminal": R}
         slabs = {name: getattr(layout, name) for name in rows}
         self.scratch = {
-            name: torch.empty(rows[name] * slab.total, device=packed.device)
+            name: torch.empty(rows[name] * slab.total, dtype=torch.float32, device=packed.device)
             for name, slab in slabs.items() if slab is not None
         }  # fmt: skip
-        self.scratch["pull"] = torch.empty(T * R * packed.columns, device=packed.device)
+        self.scratch["pull"] = torch.empty(T * R * packed.columns, dtype=torch.float32, device=packed.device)
         self._counter = torch.zeros(1, dtype=torch.int32, device=packed.device)
         self._table = torch.tensor(table, dtype=torch.int32, device=packed.device)
         self._zero = torch.zeros(1, dtype=torch.int32, device=packed.device)

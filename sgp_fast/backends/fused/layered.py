@@ -56,13 +56,13 @@ class Layered:
         }
 
         def floats(*shape: int) -> Tensor:
-            return torch.empty(shape, device=packed.device)
+            return torch.empty(shape, dtype=torch.float32, device=packed.device)
 
         self._pull = floats(T + 1, R, columns)  # of the costs, less β s; the terminal cost's comes last
         self._cotangent = floats(R, columns)
         learned = packed.curvature is None and packed.last_curvature is None and not packed.functions.present
         self._from_goal = floats(0 if learned else T * R, columns)
-        self._origin = torch.zeros(1, columns, device=packed.device)
+        self._origin = torch.zeros(1, columns, dtype=torch.float32, device=packed.device)
         self._steps = torch.arange(T, device=packed.device)[:, None]
         self._seed = floats(1, max(net.program.out_columns for net in self._networks.values()))
         self._seed.zero_()[0, 0] = 1.0

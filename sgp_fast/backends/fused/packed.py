@@ -50,7 +50,7 @@ class PackedProblem:
         cost, terminal = own(problem.cost), own(problem.terminal)
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=device)
+            return torch.zeros(shape, dtype=torch.float32, device=device)
 
         def model(part: Any, out_columns: int) -> PackedModel | None:
             if getattr(part, "network", None) is None:

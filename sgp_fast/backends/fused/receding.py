@@ -36,7 +36,7 @@ class Receding:
         """
         self._stats = stats
         at, bounding, search = eager.start(job)
-        self._job, self._device = job, device_of(at.x0.device)
+        self._job = job
         self._rows = len(at.x0)
         size = bucket(self._rows)
         self._work = PlanWork(job.problem, job, size, at.x0.device, candidates_of(job, size)[regime])
@@ -46,6 +46,7 @@ class Receding:
         self._u, self._m, self._s = torch.zeros_like(b.v), torch.zeros_like(b.m), torch.zeros_like(b.s)
         self._count = torch.zeros_like(b.count)
         self._out = b.x0.new_zeros(b.rows, b.v.shape[2] + 1)
+        self._device = device_of(at.x0.device, captured=self._work.functions.costs.split is None)
         self._graph = self._device.capture(self._body)
         self._addresses = tuple(t.data_ptr() for t in self._work.reads)
 

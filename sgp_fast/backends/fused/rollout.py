@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -22,8 +23,8 @@ from ...problem import Problem
 from ...sampling import Sampler
 from ..coverage import foreign_part
 from ..custom import is_custom
-from ..sampling import SamplingJob, Values, conclude, members_of, over_members
-from .backend import PRECISIONS, graphs_of, interpreting
+from ..sampling import NUMBERS, SamplingJob, Values, conclude, members_of, over_members
+from .backend import PRECISIONS, device_of, graphs_of, interpreting
 from .graphs import GraphCache, bucket, copy_in
 from .packed import PackedModel, PackedProblem, sources
 
@@ -79,7 +80,7 @@ class Member:
     @classmethod
     def allocate(cls, packed: PackedProblem, rows: int, samples: int, horizon: int) -> Member:
         def floats(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=packed.device)
+            return torch.zeros(shape, dtype=torch.float32, device=packed.device)
 
         at_plan = Results(
             floats(rows), floats(rows, horizon + 1, packed.nx), floats(rows, horizon), floats(rows), floats(rows),
@@ -105,7 +106,7 @@ class RolloutWork:
         nx, nu = packed[0].nx, packed[0].nu
 
         def floats(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=device)
+            return torch.zeros(shape, dtype=torch.float32, device=device)
 
         self._x0, self._start, self._start_std = floats(rows, nx), *(floats(rows, planner.horizon, nu) for _ in range(2))
         self.mean, self._std = torch.zeros_like(self._start), torch.zeros_like(self._start)
@@ -119,7 +120,7 @@ class RolloutWork:
         self._layout = value_sizes(tile, _programs(packed))
         self._programs = min(-(-rows * planner.samples // tile.block_b), _most_programs(device))
         self._scratch = torch.empty(self._programs * self._layout.scratch, dtype=planner.product_dtype, device=device)
-        self._scratch32 = torch.empty(self._programs * self._layout.scratch32, device=device)
+        self._scratch32 = torch.empty(self._programs * self._layout.scratch32, dtype=torch.float32, device=device)
 
     @property
     def bytes(self) -> int:
@@ -170,7 +171,7 @@ class RolloutWork:
         sums, squares = weighted_sums(
             weights, self.mean, self._std, self._low, self._high, self._seed, self._keys, i, self._sums
         )
-        step = sums.sum(0)  # zero where no candidate counts
+        step = torch.where(found[:, None, None], sums.sum(0), 0.0)
         if planner.narrows:
             spread = (squares.sum(0) - step.square()).clamp(min=0).sqrt()
             self._std.copy_(torch.where(found[:, None, None], self._std.lerp(spread, 1 - planner.kept), self._std))
@@ -233,7 +234,7 @@ class FusedSampling:
         return problem
 
     def problems_at_once(self, planner: Sampler, nu: int) -> int:
-        return max(1, CANDIDATES // planner.samples)
+        return max(1, min(CANDIDATES // planner.samples, NUMBERS // (planner.horizon * nu)))
 
     @torch.no_grad()
     def run(self, job: SamplingJob) -> Plan:
@@ -249,14 +250,12 @@ class FusedSampling:
             return RolloutWork(job, size, tile)
 
         with cache.lock:
+            entry = cache.get(_key(job, size), sources(job.problem), made)
+            work = entry.work
+            work.load(job)
             if job.deadline < math.inf:
-                work = made()
-                work.load(job)
                 taken = _until(job, work)
             else:
-                entry = cache.get(_key(job, size), sources(job.problem), made)
-                work = entry.work
-                work.load(job)
                 entry.graph.replay()
             u, values, found = work.results(batch)
         plan = conclude(job, u, values, found, taken)
@@ -266,14 +265,14 @@ class FusedSampling:
 
 def _until(job: SamplingJob, work: RolloutWork) -> int:
     """Iterate while there is time, without a graph, and evaluate; returns the iterations that were made."""
-    work.begin()
-    taken = 0
-    while taken < job.planner.iterations and time.monotonic() <= job.deadline:
-        work.iterate(taken)
-        taken += 1
-        if job.x0.is_cuda:
-            torch.cuda.synchronize(job.x0.device)
-    work.evaluate()
+    device, taken = job.x0.device, 0
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        work.begin()
+        while taken < job.planner.iterations and time.monotonic() <= job.deadline:
+            work.iterate(taken)
+            taken += 1
+            device_of(device).finish()
+        work.evaluate()
     return taken
 
 

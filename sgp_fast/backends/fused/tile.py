@@ -35,7 +35,7 @@ class TilePlan:
         layout = sizes(tile, planner.horizon, kept, programs["dynamics"], programs.get("score"), costs)
         self.blocks = -(-buffers.rows // tile.block_b)
         self._scratch = torch.empty(self.blocks * layout.scratch, dtype=packed.dtype, device=packed.device)
-        self._scratch32 = torch.empty(self.blocks * layout.scratch32, device=packed.device)
+        self._scratch32 = torch.empty(self.blocks * layout.scratch32, dtype=torch.float32, device=packed.device)
         self._zero = torch.zeros(1, dtype=torch.int32, device=packed.device)
         self._arguments = tensors_of(packed, buffers)
         self._constants: dict[str, Any] = dict(
