@@ -472,7 +472,7 @@ def test_misuse_is_told_before_any_work() -> None:
         sgp.solve(task, sgp.CEM(4, beta=0.1), x0)
     with pytest.raises(ValueError, match="risk is 1.0, but the dynamics are no Ensemble"):
         sgp.solve(task, sgp.CEM(4, risk=1.0), x0)
-    with pytest.raises(TypeError, match="no goal was given"):
+    with pytest.raises(TypeError, match="no goal or params was given"):
         sgp.solve(point_problem(cost=lambda x, u, goal, t, params: (x - goal).sum(-1)), planner, x0)
     with pytest.raises(ValueError, match="callback"):
         sgp.solve(task, planner, x0, callback=print)
