@@ -39,6 +39,25 @@ def test_a_traced_cost_plans_as_the_eager_planner_does(name: str, backend: str) 
     assert "traced into the kernels" in ours.stats["cost"] and "traced into the kernels" in ours.stats["terminal"]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["fused:tile", "fused:layered"])
+@pytest.mark.parametrize("name", TRACEABLE)
+def test_every_traced_cost_on_a_gpu(name: str, backend: str) -> None:
+    ours, theirs = plan(TRACEABLE[name], backend), plan(TRACEABLE[name], "eager")
+    assert relative(ours.u, theirs.u) < 1e-4 and relative(ours.cost, theirs.cost) < 1e-4
+
+
+@pytest.mark.gpu
+def test_a_cost_that_reads_numbers_of_the_device_is_called_without_a_graph() -> None:
+    def guarded(x: Tensor, u: Tensor) -> Tensor:
+        if not bool((x.abs() < 1e6).all()):
+            raise ValueError("far away")
+        return x.square().sum(-1) + u.square().sum(-1)
+
+    ours, theirs = plan(Given(guarded), "fused"), plan(Given(guarded), "eager")
+    assert relative(ours.u, theirs.u) < 1e-4 and "called in PyTorch" in ours.stats["cost"]
+
+
 def test_one_that_cannot_be_traced_is_called_between_the_kernels() -> None:
     function, words = UNTRACEABLE["looks up"]
     ours, theirs = plan(Given(function), "fused"), plan(Given(function), "eager")

@@ -22,6 +22,7 @@ from sgp_fast.kernels.traced.triton_code import device_function
 from tests.custom_costs import NU, NX, TRACEABLE, UNTRACEABLE, Given
 
 STEPS, PROBLEMS = 3, 7
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # else Triton is interpreted
 every_cost = pytest.mark.parametrize("name", TRACEABLE)
 
 
@@ -92,17 +93,16 @@ def _rows_kernel(
 @every_cost
 def test_triton_makes_the_same_of_it(name: str) -> None:
     rows = Rows(TRACEABLE[name])
-    z = torch.cat((rows.x, rows.u), -1).contiguous()
-    value, grad = torch.full((STEPS, PROBLEMS), torch.nan), torch.full_like(z, torch.nan)
-    none = torch.zeros(1)
+    z = torch.cat((rows.x, rows.u), -1).to(DEVICE)
+    value, grad = torch.full((STEPS, PROBLEMS), torch.nan, device=DEVICE), torch.full_like(z, torch.nan)
+    goal, params = (torch.zeros(1, device=DEVICE) if t is None else t.to(DEVICE) for t in (rows.goal, rows.packed))
     width = rows.features.params_width
     kernel: Any = _rows_kernel  # to the type checker, constants are none
     kernel[(2,)](
-        z, none if rows.goal is None else rows.goal, none if rows.packed is None else rows.packed, value, grad,
-        STEPS * PROBLEMS, PROBLEMS, FUNCTION=device_function(rows.program, rows.features), NZ=NX + NU, NX=NX, P=width,
-        BLOCK=16,
+        z, goal, params, value, grad, STEPS * PROBLEMS, PROBLEMS,
+        FUNCTION=device_function(rows.program, rows.features), NZ=NX + NU, NX=NX, P=width, BLOCK=16,
     )  # fmt: skip
-    assert rows.error(torch.cat((value[..., None], grad), -1)) < 2e-6
+    assert rows.error(torch.cat((value[..., None], grad), -1).cpu()) < 2e-6
 
 
 @pytest.mark.skipif(cpu.why_unavailable() is not None, reason=str(cpu.why_unavailable()))
