@@ -168,8 +168,9 @@ def jobs_of(plan: tuple[Phase, ...]) -> tuple[Job, ...]:
 
 def items_of(job: Job, networks: Networks, tile: GridTile, rows: int, horizon: int) -> int:
     """Items of a job over a bucket of `rows` problems."""
-    slice_ = tile.many if job.kind == "pull" else tile.of(job.net)
-    rows = horizon * rows if slice_ is tile.many or job.kind == "pull" else rows
+    spans_steps = job.kind == "pull" or job.net in ("score", "cost")
+    slice_ = tile.many if spans_steps else tile.few  # which may be one and the same
+    rows = horizon * rows if spans_steps else rows
     blocks = -(-rows // slice_.block_b)
     return blocks * slice_.chunks(written(job, networks)) if job.kind in ("forward", "backward") else blocks
 
@@ -247,7 +248,8 @@ def layout_of(plan: tuple[Phase, ...], networks: Networks, tile: GridTile) -> La
 
 @dataclass(frozen=True)
 class Count:
-    """An iteration, counted before it is run. Padding is counted, rows that a bucket lacks are not.
+    """An iteration, counted before it is run. Padding is counted, rows that a bucket lacks are not; nor are the moments of
+    norms (about an eighth of the rows read), heads with an activation, which every reader computes again, quadratic costs.
 
     barriers    between its phases and to the next iteration
     flops       operations of the products, those that several programs repeat included

@@ -9,7 +9,7 @@ A norm wants the mean and the variance of a whole row. Each item leaves those of
 merges them (Chan, Golub and LeVeque 1983), so that a layer costs one barrier and its row is read once. Backward likewise:
 an item leaves ĝ = w ⊙ act'(·) g of its columns with the sums Σĝ and Σĝ·ĥ, and who reads them subtracts the means.
 
-What other programs wrote is read past the L1 (".cg").
+What other programs wrote is read past the L1 (".cg"); what `update` reads plainly, the acquire of the barrier made new.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
@@ -291,13 +291,13 @@ def _store_moment(
 @triton.jit
 def _load(net, rows, inside, cols, FIRST: tl.constexpr, COLUMNS: tl.constexpr):
     """Columns of the scratch's array that begins at column FIRST; zeros for rows that are not there."""
-    at = net.scratch + FIRST * net.rows + rows[:, None] * COLUMNS + cols[None, :]
+    at = net.scratch + FIRST * tl.cast(net.rows, tl.int64) + rows[:, None] * COLUMNS + cols[None, :]
     return tl.load(at, mask=inside[:, None], other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
 def _store(net, rows, inside, cols, FIRST: tl.constexpr, COLUMNS: tl.constexpr, values):
-    at = net.scratch + FIRST * net.rows + rows[:, None] * COLUMNS + cols[None, :]
+    at = net.scratch + FIRST * tl.cast(net.rows, tl.int64) + rows[:, None] * COLUMNS + cols[None, :]
     tl.store(at, values, mask=inside[:, None])
 
 

@@ -150,6 +150,7 @@ def update_rows(
     bias1 = -expm1(count * OPTIONS.log_beta1)[:, None]
     bias2 = -expm1(count * OPTIONS.log_beta2)[:, None]
     on = mask & go_on[:, None]
+    tl.debug_barrier()  # several warps may hold a row: all have read v before one writes it
     for t in range(T):
         v = tl.load(search.v + at + t * NU, mask=mask, other=0.0)
         good = tl.load(search.good + at + t * NU, mask=mask, other=0.0)

@@ -270,19 +270,19 @@ def test_what_it_does_not_cover_says_so_and_what_would_plan_it() -> None:
         plan(small(batch=130, horizon=1), "fused:grid")
 
 
-def test_only_small_buckets_have_it_for_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[int, list[str]] = {}
+def test_it_plans_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A race that its barrier never ends could not be caught."""
+    seen: list[str] = []
     candidates = fused.candidates_of
 
-    def watched(job: Any, size: int, regime: str | None = None) -> Any:
-        found = candidates(job, size, regime)
-        seen[size] = list(found)
+    def watched(*given: Any) -> Any:
+        found = candidates(*given)
+        seen.extend(found)
         return {"layered": found["layered"]}
 
     monkeypatch.setattr(fused, "candidates_of", watched)
-    for batch in (1, 130):
-        plan(small(batch=batch, horizon=1), "fused", iterations=1)
-    assert seen[1][-1] == "grid" and "grid" not in seen[192]
+    plan(small(batch=1, horizon=1), "fused", iterations=1)
+    assert "layered" in seen and "grid" not in seen
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="programs of a GPU meet at the barrier")
@@ -295,12 +295,23 @@ def test_interpreted_programs_never_wait_for_one_another(monkeypatch: pytest.Mon
 # On a GPU.
 
 
+def without_graphs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """Plans are made anew from here on, and run as they are."""
+    plain = EagerDevice(device)
+    cache: GraphCache[Any] = GraphCache(plain)
+    monkeypatch.setattr(fused, "_of", lambda *_: (plain, cache))
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
-@pytest.mark.parametrize("batch", [1, 5, 33, 128])
-@pytest.mark.parametrize("width", [256, 1024])
+@pytest.mark.parametrize(
+    ("width", "batch", "precision"),
+    [
+        (256, 1, "float32"), (256, 5, "float32"), (256, 1, "bfloat16"), (256, 5, "bfloat16"), (256, 64, "bfloat16"),
+        (1024, 1, "bfloat16"), (1024, 64, "bfloat16"),
+    ],
+)  # fmt: skip
 def test_parity_on_a_gpu(width: int, batch: int, precision: str) -> None:
-    """One evaluation: steps of Adam would divide by gradients that are rounding alone."""
+    """One evaluation: steps of Adam would divide by gradients that are rounding alone. Each case compiles for a minute."""
     check(published(batch, width), "fused:grid", precision, iterations=1, step_size=0.0)
 
 
@@ -311,8 +322,7 @@ def test_a_graph_does_what_its_body_does(batch: int, precision: str, monkeypatch
     """Bit for bit, over a whole plan."""
     case = published(batch)
     captured = plan(case, "fused:grid", precision, iterations=20)
-    plain: GraphCache[PlanWork] = GraphCache(EagerDevice(captured.u.device))
-    monkeypatch.setattr(fused, "graphs_of", lambda device: plain)
+    without_graphs(monkeypatch, captured.u.device)
     equal(captured, plan(case, "fused:grid", precision, iterations=20))
 
 
@@ -323,7 +333,7 @@ def test_the_barrier_orders_what_launches_would(batch: int, monkeypatch: pytest.
     case = published(batch)
     whole = plan(case, "fused:grid", "bfloat16", iterations=20)
     through(monkeypatch, stepwise=True)
-    monkeypatch.setattr(fused, "graphs_of", lambda device: GraphCache(EagerDevice(whole.u.device)))
+    without_graphs(monkeypatch, whole.u.device)
     equal(whole, plan(case, "fused:grid", "bfloat16", iterations=20))
 
 

@@ -212,3 +212,13 @@ def test_residence() -> None:
     assert resident_programs(16, 0, 8, **chip) == 8 * 132
     assert resident_programs(255, 16 << 10, 16, **chip) == 0
     assert Slice(1, 16, 1024, 8).parts(256) == 1
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_job_of_one_step_has_the_rows_of_one_step(size: int) -> None:
+    """Whether or not one cut serves the rows of a step and those of all."""
+    tile, nets = tile_for(64, 8, size), networks()
+    assert items_of(Job("update"), nets, tile, 64, 8) == -(-64 // tile.few.block_b)
+    assert items_of(Job("pull"), nets, tile, 64, 8) == -(-64 * 8 // tile.many.block_b)
+    layer = Job("forward", "dynamics", 1)
+    assert items_of(layer, nets, tile, 64, 8) == -(-64 // tile.few.block_b) * tile.few.chunks(256)

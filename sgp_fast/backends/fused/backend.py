@@ -168,7 +168,7 @@ def candidates_of(
 
     split = (costs or custom_costs(job)).split
     tiles = {} if split else tile_plans(job.problem, job.planner, size, job.x0.device)
-    ways: dict[str, Make] = {**tiles, "layered": Layered, **grid_plans(size, asked=regime == "grid")}
+    ways: dict[str, Make] = {**tiles, "layered": Layered, **grid_plans(asked=regime == "grid")}
     return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 
 

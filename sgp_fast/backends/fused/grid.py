@@ -10,7 +10,6 @@ from ...kernels.grid import Scratch, grid_kernel
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import padded
 from ...kernels.phases import (
-    MAX_ROWS,
     GridTile,
     layout_of,
     phases,
@@ -129,6 +128,11 @@ class GridPlan:
     def _check_residence(self, device: torch.device) -> None:
         """Compile the kernels of a plan and hold their registers and shared memory against the device's."""
         found = torch.cuda.get_device_properties(device)
+        # Triton compiles for the current device and loads there.
+        with torch.cuda.device(device):
+            self._hold(found)
+
+    def _hold(self, found: Any) -> None:
         history = 0 if self.buffers.history is None else self.iterations
         kinds = [(True, history, False), (False, 0, False), (False, 0, True)]
         for step, columns, again in kinds:
@@ -145,7 +149,8 @@ class GridPlan:
             if self.programs > holds:
                 raise RuntimeError(
                     f"the grid regime's {self.programs} programs cannot be resident at once: {found.name} holds {holds} of "
-                    f"{made.n_regs} registers a thread and {made.metadata.shared} bytes of shared memory each"
+                    f"{made.n_regs} registers a thread and {made.metadata.shared} bytes of shared memory each; use "
+                    "backend='fused'"
                 )
 
 
@@ -154,6 +159,9 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else H200.multiprocessors
 
 
-def grid_plans(rows: int, asked: bool) -> dict[str, Make]:
-    """The regime by name, for buckets that leave the device idle, or where it was asked for; it refuses by itself."""
-    return {"grid": GridPlan} if asked or rows <= MAX_ROWS else {}
+def grid_plans(asked: bool) -> dict[str, Make]:
+    """The regime by name, where it was asked for; it refuses by itself.
+
+    "auto" does not race it before it has run on a GPU: a race can catch an error, and not a barrier that never ends.
+    """
+    return {"grid": GridPlan} if asked else {}
