@@ -486,7 +486,8 @@ def test_out_of_time_the_best_plan_so_far_comes_back(backend: Backend, monkeypat
         )
         assert (wild.iterations == math.ceil(limit)).all()
         assert torch.equal(wild.u, good.u) and torch.equal(wild.ranking, good.ranking)
-    walled = dataclasses.replace(problem, cost=lambda x, u: torch.where(u > 2, torch.inf, 0.0).sum(-1) + cost(x, u))
+    wall = good.u.max().item() + 1e-3
+    walled = dataclasses.replace(problem, cost=lambda x, u: torch.where(u > wall, torch.inf, 0.0).sum(-1) + cost(x, u))
     plan = sgp.solve(
         walled, planner(iterations=20, step_size=2.0), case.x0, init=good, backend=backend.name, time_limit_s=5.5
     )

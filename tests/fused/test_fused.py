@@ -222,7 +222,7 @@ def through(monkeypatch: pytest.MonkeyPatch, name: str, make: Make) -> None:
             tensor.fill_(float("nan"))
         return regime
 
-    monkeypatch.setattr(fused, "candidates_of", lambda job, size, regime=None: {name: poisoned})
+    monkeypatch.setattr(fused, "candidates_of", lambda *_: {name: poisoned})
 
 
 @pytest.mark.parametrize(
