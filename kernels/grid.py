@@ -36,6 +36,7 @@ import triton
 import triton.language as tl
 
 from .barrier import grid_barrier
+from .block import normalised, vector
 from .grid_rows import (
     chunk_of,
     controls,
@@ -43,12 +44,10 @@ from .grid_rows import (
     first_column,
     inputs,
     load_states,
-    normalised,
     quadratic,
     rows_at,
     states,
     store_states,
-    vector,
 )  # fmt: skip
 from .layers import columns_of
 from .phases import MAX_ROWS

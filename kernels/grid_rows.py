@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .block import vector
 from .layers import columns_of
 from .slices import Net, chunks_of, input_gradient, output, width_of
 from .update import control_of
@@ -170,17 +171,6 @@ def _goal(goal, own_goal, rows, cols, NX: tl.constexpr):
     else:
         mask = rows.inside[:, None] & (cols < NX)[None, :]
         return tl.load(goal + rows.problem[:, None] * NX + cols[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def normalised(z, model, rows):
-    COLUMNS: tl.constexpr = z.shape[1]
-    return (z - vector(model.b, rows, COLUMNS)) * vector(model.inv_k, rows, COLUMNS)
-
-
-@triton.jit
-def vector(ptr, rows, COLUMNS: tl.constexpr):
-    return tl.load(ptr + columns_of(rows, COLUMNS))[None, :]
 
 
 @triton.jit

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .block import normalised, park, parked, vector
 from .draws import normal
-from .layers import Memory, columns_of, load_rows, network_forward, product, rows_of, store_rows
+from .layers import Memory, columns_of, network_forward, product, rows_of, store_rows
 
 
 class Quadratics(NamedTuple):
@@ -96,11 +97,11 @@ def rollout_kernel(
             total += effort * effort_t
             if CHANGE:  # noqa: SIM102, a constant first: what it excludes is not compiled
                 if t > 0:
-                    changed += _change(z, _parked(at, COLUMNS, TILE, SIZES), at, COLUMNS, NX)
-            _park(z, at, TILE, SIZES)
+                    changed += _change(z, parked(at, COLUMNS, TILE, SIZES), at, COLUMNS, NX)
+            park(z, at, TILE, SIZES)
             if COST is not None:
                 value = _learned_value(z, cost, at, COST, TILE)
-                z = _parked(at, COLUMNS, TILE, SIZES)
+                z = parked(at, COLUMNS, TILE, SIZES)
             else:
                 value = _quadratic_value(z, costs.running, costs.goal, costs.own_goal, at, NX, TILE, SIZES)
             total += value
@@ -109,17 +110,17 @@ def rollout_kernel(
             if SCORE is not None:
                 vectors = score.vectors + SCORE.embedding + LEVEL * SCORE.condition_columns
                 mem = _memory(score, vectors, at)
-                s = network_forward(_normalised(z, score, zero_ptr), mem, SCORE, TILE, False)
+                s = network_forward(normalised(z, score, at), mem, SCORE, TILE, False)
                 s *= tl.load(gain_ptr + LEVEL)
                 distance = tl.sum(tl.where((columns_of(at, COLUMNS) < NX + NU)[None, :], s * s, 0.0), 1)
                 total += penalty * distance
                 if STORE:
                     _store_value(results.distance, distance, t, at, T, TILE)
-                z = _parked(at, COLUMNS, TILE, SIZES)
+                z = parked(at, COLUMNS, TILE, SIZES)
             mem = _memory(dynamics, dynamics.vectors, at)
-            out = network_forward(_normalised(z, dynamics, zero_ptr), mem, DYNAMICS, TILE, False)
-            z = _parked(at, COLUMNS, TILE, SIZES)
-            x = tl.where((columns_of(at, COLUMNS) < NX)[None, :], z, 0.0) + _vector(scale_ptr, zero_ptr, COLUMNS) * out
+            out = network_forward(normalised(z, dynamics, at), mem, DYNAMICS, TILE, False)
+            z = parked(at, COLUMNS, TILE, SIZES)
+            x = tl.where((columns_of(at, COLUMNS) < NX)[None, :], z, 0.0) + vector(scale_ptr, at, COLUMNS) * out
         if STORE:
             _store(results.x, x, T, at, COLUMNS, NX, T + 1, TILE)
             _store_value(results.change, change_weight * changed, 0, at, 1, TILE)
@@ -198,30 +199,6 @@ def _store_value(ptr, values, t, at, STEPS: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _park(values, at, TILE: tl.constexpr, SIZES: tl.constexpr):
-    """Set a tile of z aside while a network has the registers; a barrier of the network's lies before `_parked`."""
-    COLUMNS: tl.constexpr = values.shape[1]
-    tl.debug_barrier()  # what was parked before may still be read
-    store_rows(at, at.scratch32 + SIZES.parked, values, columns_of(at, COLUMNS), COLUMNS, TILE)
-
-
-@triton.jit
-def _parked(at, COLUMNS: tl.constexpr, TILE: tl.constexpr, SIZES: tl.constexpr):
-    return load_rows(at, at.scratch32 + SIZES.parked, columns_of(at, COLUMNS), COLUMNS, TILE)
-
-
-@triton.jit
-def _vector(ptr, zero, COLUMNS: tl.constexpr):
-    return tl.load(ptr + tl.arange(0, COLUMNS) + tl.load(zero) * 16)[None, :]
-
-
-@triton.jit
-def _normalised(z, model, zero):
-    COLUMNS: tl.constexpr = z.shape[1]
-    return (z - _vector(model.b, zero, COLUMNS)) * _vector(model.inv_k, zero, COLUMNS)
-
-
-@triton.jit
 def _memory(model, condition, at):
     """A network's place in the scratch; nothing is saved for a backward pass."""
     return Memory(
@@ -233,7 +210,7 @@ def _memory(model, condition, at):
 def _learned_value(z, model, at, NET: tl.constexpr, TILE: tl.constexpr):
     """The output `[BLOCK_B]` of a network of one output."""
     OUT: tl.constexpr = NET.out_columns
-    out = network_forward(_normalised(z, model, at.zero), _memory(model, model.vectors, at), NET, TILE, False)
+    out = network_forward(normalised(z, model, at), _memory(model, model.vectors, at), NET, TILE, False)
     return tl.sum(tl.where((columns_of(at, OUT) == 0)[None, :], out, 0.0), 1)
 
 
@@ -242,7 +219,7 @@ def _quadratic_value(z, matrix, goal, own_goal, at, NX: tl.constexpr, TILE: tl.c
     """`½ dᵀ S d` `[BLOCK_B]`, in float32 whatever the networks' products are in."""
     COLUMNS: tl.constexpr = z.shape[1]
     BLOCK_B: tl.constexpr = TILE.block_b
-    d = z - _vector(own_goal, at.zero, COLUMNS) if goal is None else z - _load_problem(goal, at, COLUMNS, NX, TILE)
+    d = z - vector(own_goal, at, COLUMNS) if goal is None else z - _load_problem(goal, at, COLUMNS, NX, TILE)
     form = at.scratch32 + SIZES.form
     tl.debug_barrier()  # the step before may still read it
     store_rows(at, form, d, columns_of(at, COLUMNS), COLUMNS, TILE)

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .block import normalised, park, parked, vector
 from .function import function_cost
-from .layers import Memory, columns_of, load_rows, network_forward, network_vjp, product, rows_of, store_rows
+from .layers import Memory, columns_of, network_forward, network_vjp, product, rows_of, store_rows
 from .update import control_of, update_rows
 
 
@@ -90,8 +91,8 @@ def plan_kernel(
             _store_states(at.x, x, t, block, COLUMNS, NX, T + 1, TILE)
             z = x + _load_controls(search, t, block, COLUMNS, NX, NU, T, BOUNDING, TILE)
             mem = _memory(dynamics, dynamics.vectors, block, t, DYNAMICS, TILE, SIZES, KEEP)
-            out = network_forward(_normalised(z, dynamics, zero_ptr), mem, DYNAMICS, TILE, KEEP)
-            x = _load_states(at.x, t, block, COLUMNS, NX, T + 1, TILE) + _vector(scale_ptr, zero_ptr, COLUMNS) * out
+            out = network_forward(normalised(z, dynamics, block), mem, DYNAMICS, TILE, KEEP)
+            x = _load_states(at.x, t, block, COLUMNS, NX, T + 1, TILE) + vector(scale_ptr, block, COLUMNS) * out
         _store_states(at.x, x, T, block, COLUMNS, NX, T + 1, TILE)
 
         costate = tl.zeros((BLOCK_B, COLUMNS), tl.float32)
@@ -116,23 +117,23 @@ def plan_kernel(
                 value, grad = _quadratic_cost(z, costs.running, costs.goal, costs.own_goal, block, NX, TILE, SIZES)
             _store_values(search.running, value, t, block, T, TILE)
             if SCORE is not None:
-                _park(grad, block, TILE, SIZES)
+                park(grad, block, TILE, SIZES)
                 z = _load_step(at, search, t, block, COLUMNS, NX, NU, T, BOUNDING, TILE)
                 level = tl.load(level_ptr + i)
                 table = score.vectors + SCORE.embedding + level * SCORE.condition_columns
                 mem = _memory(score, table, block, 0, SCORE, TILE, SIZES, False)
-                s = network_forward(_normalised(z, score, zero_ptr), mem, SCORE, TILE, False)
-                s *= _vector(score.inv_k, zero_ptr, COLUMNS) * tl.load(gain_ptr + level)
+                s = network_forward(normalised(z, score, block), mem, SCORE, TILE, False)
+                s *= vector(score.inv_k, block, COLUMNS) * tl.load(gain_ptr + level)
                 _store_states(at.score, s, t, block, COLUMNS, NX + NU, T, TILE)
-                grad = _parked(block, COLUMNS, TILE, SIZES) - tl.load(beta_ptr + i) * s
-            _park(grad, block, TILE, SIZES)
+                grad = parked(block, COLUMNS, TILE, SIZES) - tl.load(beta_ptr + i) * s
+            park(grad, block, TILE, SIZES)
             mem = _memory(dynamics, dynamics.vectors, block, t, DYNAMICS, TILE, SIZES, KEEP)
             if not KEEP:
                 z = _load_step(at, search, t, block, COLUMNS, NX, NU, T, BOUNDING, TILE)
-                network_forward(_normalised(z, dynamics, zero_ptr), mem, DYNAMICS, TILE, True)
+                network_forward(normalised(z, dynamics, block), mem, DYNAMICS, TILE, True)
             costate = _load_states(at.costate, t + 1, block, COLUMNS, NX, T + 1, TILE)
-            pulled = network_vjp(_vector(scale_ptr, zero_ptr, COLUMNS) * costate, mem, DYNAMICS, TILE)
-            grad = _parked(block, COLUMNS, TILE, SIZES) + _vector(dynamics.inv_k, zero_ptr, COLUMNS) * pulled
+            pulled = network_vjp(vector(scale_ptr, block, COLUMNS) * costate, mem, DYNAMICS, TILE)
+            grad = parked(block, COLUMNS, TILE, SIZES) + vector(dynamics.inv_k, block, COLUMNS) * pulled
             grad += _load_states(at.costate, t + 1, block, COLUMNS, NX, T + 1, TILE)
             _store_controls(search.grad_u, grad, t, block, COLUMNS, NX, NU, T, TILE)
             _store_states(at.costate, grad, t, block, COLUMNS, NX, T + 1, TILE)
@@ -206,19 +207,6 @@ def _load_step(
 
 
 @triton.jit
-def _park(values, block, TILE: tl.constexpr, SIZES: tl.constexpr):
-    """Set a tile of z aside while a network has the registers; a barrier of the network's lies before `_parked`."""
-    COLUMNS: tl.constexpr = values.shape[1]
-    tl.debug_barrier()  # what was parked before may still be read
-    store_rows(block, block.scratch32 + SIZES.parked, values, columns_of(block, COLUMNS), COLUMNS, TILE)
-
-
-@triton.jit
-def _parked(block, COLUMNS: tl.constexpr, TILE: tl.constexpr, SIZES: tl.constexpr):
-    return load_rows(block, block.scratch32 + SIZES.parked, columns_of(block, COLUMNS), COLUMNS, TILE)
-
-
-@triton.jit
 def _store_controls(
     ptr, values, t, block, COLUMNS: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, T: tl.constexpr, TILE: tl.constexpr
 ):
@@ -231,17 +219,6 @@ def _store_controls(
 def _store_values(ptr, values, t, block, STEPS: tl.constexpr, TILE: tl.constexpr):
     rows = _rows(block, TILE)
     tl.store(ptr + rows * STEPS + t, values, mask=rows < block.total)
-
-
-@triton.jit
-def _vector(ptr, zero, COLUMNS: tl.constexpr):
-    return tl.load(ptr + tl.arange(0, COLUMNS) + tl.load(zero) * 16)[None, :]
-
-
-@triton.jit
-def _normalised(z, model, zero):
-    COLUMNS: tl.constexpr = z.shape[1]
-    return (z - _vector(model.b, zero, COLUMNS)) * _vector(model.inv_k, zero, COLUMNS)
 
 
 @triton.jit
@@ -265,11 +242,11 @@ def _learned_cost(z, model, block, NET: tl.constexpr, TILE: tl.constexpr, SIZES:
     saved, moments = block.scratch + SIZES.cost_saved, block.scratch32 + SIZES.cost_moments
     y, stream = block.scratch, block.scratch32
     mem = Memory(model.weights, model.vectors, y, stream, saved, moments, model.vectors, 0, block.zero)
-    out = network_forward(_normalised(z, model, block.zero), mem, NET, TILE, True)
+    out = network_forward(normalised(z, model, block), mem, NET, TILE, True)
     is_first = (columns_of(block, OUT) == 0)[None, :]
     value = tl.sum(tl.where(is_first, out, 0.0), 1) * SIGN
     seed = tl.where(is_first, SIGN, tl.zeros((BLOCK_B, OUT), tl.float32))
-    return value, network_vjp(seed, mem, NET, TILE) * _vector(model.inv_k, block.zero, COLUMNS)
+    return value, network_vjp(seed, mem, NET, TILE) * vector(model.inv_k, block, COLUMNS)
 
 
 @triton.jit
@@ -291,7 +268,7 @@ def _function_cost(
         form + at, costs.goal, costs.params, rows, t + at * 0, pull + at, rows < block.total, FUNCTION, NX, PARAMS
     )
     tl.debug_barrier()
-    return value, _parked(block, COLUMNS, TILE, SIZES)
+    return value, parked(block, COLUMNS, TILE, SIZES)
 
 
 @triton.jit
@@ -301,10 +278,7 @@ def _quadratic_cost(
     """`½ dᵀ S d` `[BLOCK_B]` and its gradient `S d`, in float32 whatever the networks' products are in."""
     BLOCK_B: tl.constexpr = TILE.block_b
     COLUMNS: tl.constexpr = z.shape[1]
-    if goal is None:
-        d = z - _vector(own_goal, block.zero, COLUMNS)
-    else:
-        d = z - _load_states(goal, 0, block, COLUMNS, NX, 1, TILE)
+    d = z - vector(own_goal, block, COLUMNS) if goal is None else z - _load_states(goal, 0, block, COLUMNS, NX, 1, TILE)
     form = block.scratch32 + SIZES.form
     tl.debug_barrier()  # the step before may still read it
     store_rows(block, form, d, columns_of(block, COLUMNS), COLUMNS, TILE)

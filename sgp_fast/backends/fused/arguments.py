@@ -33,14 +33,14 @@ def tensors_of(packed: PackedProblem, b: Buffers) -> tuple[Any, ...]:
         packed.last_curvature, packed.last_goal if packed.last_curvature is not None else None, b.goal,
         packed.functions.params,
     )  # fmt: skip
-    models = (_model(m) for m in (packed.dynamics, packed.score, packed.cost, packed.terminal))
+    models = (model_of(m) for m in (packed.dynamics, packed.score, packed.cost, packed.terminal))
     return (
         *models, packed.scale, packed.gain, costs, Evaluation(b.x0, b.x, b.costate, b.score), search_of(b),
         b.beta, b.level, b.step_size,
     )  # fmt: skip
 
 
-def _model(model: PackedModel | None) -> Model:
+def model_of(model: PackedModel | None) -> Model:
     if model is None:
         return Model(None, None, None, None)
     return Model(model.network.weights, model.network.vectors, model.b, model.inv_k)

@@ -16,7 +16,6 @@ from ...kernels.network_op import is_interpreted
 from ...kernels.packing import Program, lay_out, padded, uncovered
 from ...kernels.refit import allocate_sums, weighted_sums
 from ...kernels.rollout import Draws, Quadratics, Results, rollout_kernel
-from ...kernels.tile import Model
 from ...kernels.tiling import H200, Tile, fits, limits_of, tiles, value_sizes
 from ...plan import Plan
 from ...problem import Problem
@@ -24,9 +23,10 @@ from ...sampling import Sampler
 from ..coverage import foreign_part
 from ..custom import is_custom
 from ..sampling import NUMBERS, SamplingJob, Values, conclude, members_of, over_members
+from .arguments import model_of
 from .backend import PRECISIONS, device_of, graphs_of, interpreting
 from .graphs import GraphCache, bucket, copy_in
-from .packed import PackedModel, PackedProblem, sources
+from .packed import PackedProblem, sources
 
 # Candidates of all problems that are planned together: their costs are 64 MB, and a few times as much at work.
 CANDIDATES = 1 << 24
@@ -213,8 +213,9 @@ class RolloutWork:
         models = (packed.dynamics, packed.score if scored else None, packed.cost, packed.terminal)
         kernel: Any = rollout_kernel
         kernel[(min(-(-rows // tile.block_b), self._programs),)](
-            *map(_model, models), packed.scale, packed.gain, quadratics, self._x0, draws, results, self._zero, self._scratch,
-            self._scratch32, rows, samples, i, float(self._penalty), float(packed.control_change), float(planner.effort),
+            *map(model_of, models), packed.scale, packed.gain, quadratics, self._x0, draws, results, self._zero,
+            self._scratch, self._scratch32, rows, samples, i, float(self._penalty), float(packed.control_change),
+            float(planner.effort),
             DYNAMICS=programs["dynamics"], SCORE=programs.get("score") if scored else None, COST=programs.get("cost"),
             TERMINAL=programs.get("terminal"), TILE=tile, T=planner.horizon, NX=packed.nx, NU=packed.nu, LEVEL=self._level,
             SIZES=self._layout, NOISE=noise, CHANGE=packed.control_change > 0, EFFORT=noise and planner.effort > 0,
@@ -292,9 +293,3 @@ def _most_programs(device: torch.device) -> int:
     if device.type != "cuda":
         return 2  # interpreted: so that programs have more than one block
     return PROGRAMS_A_MULTIPROCESSOR * limits_of(device).multiprocessors
-
-
-def _model(model: PackedModel | None) -> Model:
-    if model is None:
-        return Model(None, None, None, None)
-    return Model(model.network.weights, model.network.vectors, model.b, model.inv_k)
