@@ -48,12 +48,12 @@ def _budget(rows: Sequence[ReturnRow], behavior: ReturnRow | None, width: int) -
     axes.set_xscale("log")
     labels, heights = [], []
     for planner, line in style.grouped(rows, lambda row: row.planner).items():
-        ink = style.planner_ink(planner)
+        ink, dashes = style.planner_look(planner)
         line = sorted(line, key=lambda row: row.milliseconds or 0.0)
         x = [row.milliseconds or 0.0 for row in line]
         means = [float(np.mean(row.returns)) for row in line]
         low, high = zip(*(_interval(row) for row in line), strict=True)
-        axes.plot(x, means, color=ink, marker="o", markersize=6, markeredgecolor=PAPER, markeredgewidth=0.8)
+        axes.plot(x, means, dashes, color=ink, marker="o", markersize=6, markeredgecolor=PAPER, markeredgewidth=0.8)
         axes.vlines(x, low, high, color=ink, linewidth=4, alpha=0.35)
         labels.append((means[-1], planner, ink))
         heights += [*low, *high]

@@ -47,7 +47,7 @@ _FAMILIES = {"baseline": ("behavior", "P"), "peer": ("peer", "o"), "ours": ("sgp
 _PEER_MARKERS = "os^Dv"
 _PLANNERS = {
     "SGP": "sgp", "SGP, plain PyTorch": "sgp_light", "SGP, β = 0": "no_score", "CEM": "cem",
-    "random shooting": "random_shooting",
+    "MPPI": "peer", "random shooting": "random_shooting",
 }  # fmt: skip
 
 
@@ -64,8 +64,10 @@ def look_of(rung: str, family: str = "ours") -> tuple[str, str]:
     return color(name), marker
 
 
-def planner_ink(planner: str) -> str:
-    return color(_PLANNERS.get(planner, "peer"))
+def planner_look(planner: str) -> tuple[str, str]:
+    """Colour and line style of a planner; a sampling planner with score has the colour of its kind, dashed."""
+    kind = planner.removesuffix(" with score")
+    return color(_PLANNERS.get(kind, "ink")), "-" if kind == planner else "--"
 
 
 def ordered(rows: Iterable[PlanRow]) -> list[PlanRow]:

@@ -68,8 +68,12 @@ def entries(settings: Settings) -> list[tuple[ReturnRow, Contender]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def of(task: str) -> list[tuple[ReturnRow, Contender]]:
-        who = contenders(task, settings.demo.planner_of(task), settings.budgets, device)
-        return [(_blank(settings, task, contender), contender) for contender in who]
+        who = list(contenders(task, settings.demo.planner_of(task), settings.budgets, device))
+        for text in settings.only:
+            if not any(text in contender.name for contender in who):
+                raise ValueError(f"only has {text!r}, which is in none of: {'; '.join(c.name for c in who)}")
+        chosen = [c for c in who if not settings.only or any(text in c.name for text in settings.only)]
+        return [(_blank(settings, task, contender), contender) for contender in chosen]
 
     return [entry for entries_of_one in zip(*map(of, settings.tasks), strict=True) for entry in entries_of_one]
 
@@ -87,7 +91,7 @@ def play(arena: Arena, contender: Contender, row: ReturnRow, deadline: float) ->
     except (ImportError, ValueError, RuntimeError) as error:  # a backend that does not cover these models, or has no memory
         return replace(row, reason=" ".join(str(error).split()) or type(error).__name__)
     if time.monotonic() + step * settings.steps > deadline:
-        arena.say(f"{arena.task}: {_name(contender)} is left out, it may take {step * settings.steps:.0f} s")
+        arena.say(f"{arena.task}: {contender.name} is left out, it may take {step * settings.steps:.0f} s")
         return None
     found = sgp.evaluate(controller, arena.env_id, episodes=batch, steps=settings.steps, seeds=settings.seeds)
     return replace(
@@ -112,6 +116,7 @@ def quality_command(
     folder: Path | None = None,
     runs: tuple[str, ...] = (),
     quick: bool = False,
+    only: tuple[str, ...] = (),
     minutes: float | None = None,
     resume: bool = True,
 ) -> None:
@@ -126,6 +131,7 @@ def quality_command(
         folder: Where models are trained, a folder for each task; by default beside the data sets made here.
         runs: Runs of training to use instead, as TASK=FOLDER.
         quick: A small size for trying out, of which the file says so: small networks, at most 3 episodes of 50 steps.
+        only: The contenders with one of these in their names, such as "data" or "budget: SGP, 15 iterations"; else all.
         minutes: Begin no row that is not likely to be finished by then; training, which comes first, is not counted.
         resume: Go on with what is in the file; --no-resume refuses a file that exists.
     """
@@ -133,9 +139,10 @@ def quality_command(
         raise ValueError(f"minutes is {minutes}; expected a positive number, or none for no limit")
     settings = Settings(
         folder=folder or _home() / "runs" / "quality", tasks=tuple(tasks), episodes=episodes, steps=steps, seed=seed,
-        runs=dict(map(_run, runs)),
+        runs=dict(map(_run, runs)), only=tuple(only),
     )  # fmt: skip
     settings = settings.smaller() if quick else settings
+    expected = entries(settings)
     for library in ("gymnasium", "mujoco"):
         require(library, extra="mujoco")
     writer = _writer(out, settings, resume)
@@ -145,9 +152,9 @@ def quality_command(
         writer.add(row)
         rows.append(row)
         told = f"return {np.mean(row.returns):.0f}" if row.returns else row.reason
-        print(f"{row.task}: {_name(row)}: {told}", flush=True)
+        print(f"{row.task}: {row.planner}, {row.setting}, {row.backend} {row.precision}: {told}", flush=True)
     print("", table(rows), "", *verdict(rows), sep="\n")
-    if (left := len(entries(settings)) - len(rows)) > 0:
+    if left := len({key_of(row) for row, _ in expected} - {key_of(row) for row in rows}):
         print(f"\n{left} rows are left for another time: the same command goes on with them.")
     print(f"\nwritten to {out}")
 
@@ -190,10 +197,6 @@ def _median_act(controller: Controller, observations: np.ndarray) -> float:
         controller.act(rows, active)
         seconds.append(time.perf_counter() - began)
     return float(np.median(seconds[WARM:]))
-
-
-def _name(of: Contender | ReturnRow) -> str:
-    return f"{of.planner}, {of.setting}, {of.backend} {of.precision}"
 
 
 def _run(text: str) -> tuple[str, Path]:

@@ -32,7 +32,11 @@ QUICK_BUDGETS = Budgets(iterations=(1, 15), samples=(32, 128))
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, checked when it is made. `runs`: trained runs to use in place of those trained here, by task."""
+    """What is measured, checked when it is made.
+
+    runs   trained runs to use in place of those trained here, by task
+    only   texts, of which a contender's name is to contain one; none: all contenders
+    """
 
     folder: Path
     tasks: tuple[str, ...] = DEFAULT_TASKS
@@ -43,6 +47,7 @@ class Settings:
     demo: demo_settings.Settings = field(default_factory=lambda: read_settings("demo"))
     budgets: Budgets = Budgets()
     quick: bool = False
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = [f"{task}-{quality}" for task in TASKS for quality in QUALITIES]

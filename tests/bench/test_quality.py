@@ -77,7 +77,7 @@ def test_a_task_from_end_to_end_and_what_is_left_of_it_later(
     found = records.read(out)
     rows = found.of(ReturnRow)
     assert found.header["command"] == "bench quality" and found.header["settings"]["quick"] is True
-    assert len({quality.key_of(row) for row in rows}) == len(rows) == 19
+    assert len({quality.key_of(row) for row in rows}) == len(rows) == 25
     ran = [row for row in rows if row.reason is None]
     assert all(len(row.returns) == len(row.normalized) == 2 and row.seeds == (100, 101) for row in ran)
     assert all((row.milliseconds is None) == (row.group == "data") for row in ran)
@@ -129,7 +129,7 @@ def test_no_time(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert all(row.reason for row in quality.quality(settings, minutes=0, say=said.append)) and not said
     monkeypatch.setattr(quality, "_median_act", lambda controller, observations: 1e6)
     assert all(row.reason for row in quality.quality(settings, minutes=1e3, say=said.append))
-    assert said[0] == "hopper-medium: behaviour policy, medium, none float32 is left out, it may take 4000000 s"
+    assert said[0] == "hopper-medium: data: behaviour policy, medium, none float32 is left out, it may take 4000000 s"
 
 
 def test_training_does_not_count_against_the_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,11 +184,23 @@ def test_who_plays() -> None:
     assert ways[0] == ("eager", "float32") and len(set(ways)) == len(ways) == 9
     assert all(c.reason for c in found if c.backend == "fused"), "also where Triton interprets its kernels"
     budget = [(c.planner, c.setting) for c in found if c.group == "budget"]
-    assert len(set(budget)) == len(budget) == 2 * 7 + 1 + 4 + 4
+    assert len(set(budget)) == len(budget) == 2 * 7 + 1 + 4 * 5
     assert {("CEM", "3 × 512 samples"), ("SGP", "1 iteration"), ("SGP, β = 0", "15 iterations")} <= set(budget)
     gpu = {(c.backend, c.device) for c in contenders(TASK, planner, Budgets(), "cuda")}
     assert {("eager", "cuda"), ("fused", "cuda"), ("compiled", "cpu")} <= gpu
-    assert {c.backend for c in found if c.planner in ("CEM", "random shooting")} == {"eager"}
+    assert {c.backend for c in found if c.planner in ("CEM", "MPPI with score", "random shooting")} == {"eager"}
+
+
+def test_only_some(tmp_path: Path, run: Path) -> None:
+    """Those with a text in their names, in the order of all; a text that names nobody is refused before anything is done."""
+    chosen = tiny(tmp_path, runs={TASK: run}, only=("data", "MPPI with", "precision: SGP, 2 iterations, compiled"))
+    rows = [row for row, _ in quality.entries(chosen)]
+    assert [(row.planner, row.precision) for row in rows] == [
+        ("behaviour policy", "float32"), ("SGP", "float32"), ("SGP", "bfloat16"), ("MPPI with score", "float32"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="only has 'mppi', which is in none of: data: behaviour policy, medium"):
+        quality.quality_command(tmp_path / "out.jsonl", (TASK,), runs=(f"{TASK}={run}",), only=("mppi",))
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_verdict() -> None:
