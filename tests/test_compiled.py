@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,20 @@ def test_no_iteration_begins_after_the_time_limit() -> None:
         limited = sgp.solve(case.problem, settings, case.x0, init=case.u, time_limit_s=0.3, backend="compiled")
         assert limited.stats["seconds"] < 3 and (limited.status == Status.LIMIT).all()
         assert (limited.iterations > 0).all() and (limited.iterations < 200_000).all()
+
+
+def test_a_first_plan_has_all_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that a first call packs do not use up the limit: a controller's first step plans, too."""
+    case, pack, pauses = wide_case(2), compiled.packed, [0.4]
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(pauses.pop() if pauses else 0.0)
+        return pack(*given)
+
+    monkeypatch.setattr(compiled, "packed", slowly)
+    settings = planner(precision="float32", iterations=3)
+    made = sgp.solve(case.problem, settings, case.x0, init=case.u, time_limit_s=0.3, backend="compiled")
+    assert not pauses and made.iterations.tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("batch", [1, 200])

@@ -277,9 +277,12 @@ class Compiled:
         products = choose_products(self.engine, job.planner, search.v.shape[1])
         job, custom = traced(job)
         call = Call(self.engine, job, at, bounding, search, products, custom)
-        began = time.perf_counter()
+        began = time.monotonic()
         division = fastest(call)
-        tuned = time.perf_counter() - began
+        tuned = time.monotonic() - began
+        call.weights(division)
+        # What a first call packs is not of the plan's time.
+        call = replace(call, job=replace(job, deadline=job.deadline + time.monotonic() - began))
         with span("native engine"):
             out = call.run(division, job.planner.iterations, watched())
 
