@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import sgp_fast as sgp
-from sgp_fast.models import MODELS_FILE
 from sgp_fast.problem import device_of
 from sgp_fast.solving import job_of
+from sgp_fast.trained import MODELS_FILE
 
 from .cases import Case
 

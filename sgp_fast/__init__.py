@@ -28,13 +28,11 @@ if TYPE_CHECKING:
         Dynamics,
         Ensemble,
         Layer,
-        Models,
         Network,
         NetworkSpec,
         Normalizer,
         Score,
         TimeEmbedding,
-        load_models,
     )
     from .mpc import MPC
     from .plan import Plan, Status
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from .problem import Problem
     from .sampling import CEM, MPPI
     from .solving import solve
+    from .trained import Models, load_models
     from .training import TrainConfig, train
 
 _HOME = {
@@ -56,7 +55,7 @@ _HOME = {
     "Ensemble": "models",
     "Layer": "models",
     "LearnedCost": "costs",
-    "Models": "models",
+    "Models": "trained",
     "Network": "models",
     "NetworkSpec": "models",
     "Normalizer": "models",
@@ -71,7 +70,7 @@ _HOME = {
     "TrainConfig": "training",
     "evaluate": "evaluation",
     "load_dataset": "data",
-    "load_models": "models",
+    "load_models": "trained",
     "make_dataset": "data",
     "normalized_score": "data",
     "solve": "solving",

@@ -15,11 +15,11 @@ from ._episodes import check_spaces, make_env
 from ._files import atomic_path
 from ._optional import require
 from .evaluation import check_counts, evaluate
-from .models import MODELS_FILE, Models, load_models
 from .mpc import MPC
 from .planner import SGP
 from .problem import Problem
 from .streaming import plan_file
+from .trained import MODELS_FILE, Models, load_models
 from .training import TrainConfig
 from .training.run import CHECKPOINTS
 

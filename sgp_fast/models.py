@@ -1,4 +1,4 @@
-"""Learned models: a network with its normaliser, as dynamics or score; and the three together, saved as one.
+"""Learned models: a network with its normaliser, as dynamics or score.
 
 Every model offers `forward` for autograd (training) and, where planning needs a gradient, `vjp`: the value and a function
 that pulls a cotangent back, computed by hand without autograd (see `kernels.reference`).
@@ -7,29 +7,21 @@ that pulls a cotangent back, computed by hand without autograd (see `kernels.ref
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ._tensorfile import load_tensors, save_tensors
 from .kernels.network import Block, Layer, NetworkSpec, Shapes, TimeEmbedding, mlp, qsm_actor, srpo_behavior
 from .kernels.reference import Saved, condition_ref, network_forward_ref, network_vjp_ref
 
-if TYPE_CHECKING:
-    from .costs import LearnedCost
-
 __all__ = [
-    "Block", "Dynamics", "Ensemble", "Layer", "Models", "Network", "NetworkSpec", "Normalizer", "Score", "TimeEmbedding",
-    "load_models", "mlp", "qsm_actor", "srpo_behavior",
+    "Block", "Dynamics", "Ensemble", "Layer", "Network", "NetworkSpec", "Normalizer", "Score", "TimeEmbedding",
+    "mlp", "qsm_actor", "srpo_behavior",
 ]  # fmt: skip
 
 Pullback = Callable[[Tensor], Tensor]
-MODELS_FILE = "models.safetensors"
 
 
 class Network(nn.Module):
@@ -224,50 +216,6 @@ class Score(nn.Module):
     def forward(self, z: Tensor, level: Tensor | int) -> Tensor:
         """`s_σ(z)`, `[..., features]`, at one level for all rows or a level `[...]` per row."""
         return self.normalized(z, level) / self.normalizer.k
-
-
-@dataclass(frozen=True)
-class Models:
-    """Dynamics, score and cost that were trained together, and `info`: what they were trained on and how."""
-
-    dynamics: Dynamics
-    score: Score
-    cost: LearnedCost
-    info: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `models.safetensors` into `folder` (made where missing); `load_models` reads it. Returns its path."""
-        parts = {"dynamics": self.dynamics, "score": self.score, "cost": self.cost}
-        tensors = {f"{part}.{name}": t for part, model in parts.items() for name, t in model.state_dict().items()}
-        config = {"kind": "models", "version": 1, "info": self.info, "score": {}}
-        config["networks"] = {part: model.network.spec.to_dict() for part, model in parts.items()}
-        config["score"] = {"output": self.score.output, "variables": self.score.variables}
-        path = Path(folder) / MODELS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, tensors, config)
-        return path
-
-
-def load_models(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Models:
-    """Frozen models from a folder that `Models.save` wrote (or from its `models.safetensors`)."""
-    from .costs import LearnedCost
-
-    path = Path(folder)
-    path = path if path.suffix == ".safetensors" else path / MODELS_FILE
-    tensors, config = load_tensors(path, "models")
-    networks = {part: Network(NetworkSpec.from_dict(spec)) for part, spec in config["networks"].items()}
-
-    def normalizer(part: str) -> Normalizer:
-        return Normalizer(tensors[f"{part}.normalizer.b"], tensors[f"{part}.normalizer.k"])
-
-    dynamics = Dynamics(networks["dynamics"], normalizer("dynamics"), tensors["dynamics.scale"])
-    score = Score(networks["score"], normalizer("score"), tensors["score.sigmas"], **config["score"])
-    cost = LearnedCost(networks["cost"], normalizer("cost"))
-    for part, model in (("dynamics", dynamics), ("score", score), ("cost", cost)):
-        own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
-        model.load_state_dict(own, assign=True)  # in the dtype that was saved
-        model.requires_grad_(False).eval().to(device)
-    return Models(dynamics, score, cost, config["info"])
 
 
 def cast(module: nn.Module, state: torch.dtype, products: torch.dtype) -> nn.Module:

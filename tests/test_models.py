@@ -10,7 +10,8 @@ import torch
 
 import sgp_fast as sgp
 from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
-from sgp_fast.models import Models, cast
+from sgp_fast.models import cast
+from sgp_fast.trained import Models
 from tests import cases
 from tests.cases import F64, NU, NX, SIGMAS, B, T, module, normalizer, relative
 

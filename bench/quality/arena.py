@@ -16,9 +16,9 @@ from sgp_fast.data import QUALITIES, TASKS
 from sgp_fast.data.actors import snapshots
 from sgp_fast.demo import planning_problem, read_settings
 from sgp_fast.demo import settings as demo_settings
-from sgp_fast.models import MODELS_FILE
 from sgp_fast.policies import BehaviorPolicy
 from sgp_fast.problem import Problem
+from sgp_fast.trained import MODELS_FILE
 
 from .contenders import Budgets
 

@@ -5,11 +5,12 @@ Nothing here imports h5py, minari, gymnasium or mujoco until it is used.
 
 from .actors import Actor, load_actor, snapshots
 from .catalog import load_dataset
-from .convert import convert, read_npz, write_npz
+from .convert import convert
 from .d4rl import read_d4rl_hdf5, write_d4rl_hdf5
 from .dataset import Dataset, DatasetError
 from .make import QUALITIES, TASKS, make_dataset
 from .minari_storage import read_minari, write_minari
+from .npz import read_npz, write_npz
 from .scores import NormalizedScore, ReferenceScore, normalized_score, reference_score
 
 __all__ = [

@@ -15,6 +15,7 @@ from .d4rl import read_d4rl_hdf5
 from .dataset import Dataset
 from .make import QUALITIES, TASKS, cached_path, make_dataset
 from .minari_storage import read_minari
+from .npz import read_npz
 from .scores import D4RL_NAME
 
 _MINARI_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
@@ -48,8 +49,6 @@ def load_dataset(
     if path.suffix in (".hdf5", ".h5"):
         return read_d4rl_hdf5(path)
     if path.suffix == ".npz":
-        from .convert import read_npz
-
         return read_npz(path)
     if D4RL_NAME.fullmatch(name) or name in _d4rl_infos().get("DATASET_URLS", {}):
         return read_d4rl_hdf5(d4rl_path(name))

@@ -14,7 +14,8 @@ import torch
 
 from .._version import __version__
 from ..costs import LearnedCost
-from ..models import MODELS_FILE, Dynamics, Models, Score, load_models
+from ..models import Dynamics, Score
+from ..trained import MODELS_FILE, Models, load_models
 from .checkpoint import Record, check_identity, write_json
 from .config import NETWORKS, TrainConfig
 from .loop import fit, make_fabric

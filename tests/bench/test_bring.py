@@ -15,7 +15,7 @@ from sgp_fast.bench import profiling
 from sgp_fast.bench.bring import load_case
 from sgp_fast.bench.cases import make_case
 from sgp_fast.commands import DEFAULT
-from sgp_fast.models import Models
+from sgp_fast.trained import Models
 
 HEAD = """
 import torch
