@@ -19,9 +19,9 @@ import torch
 from .._files import atomic_path
 from ..data import make_dataset, read_d4rl_hdf5, snapshots
 from ..doctor import cpu_model
-from ..models import Models
 from ..problem import Problem
 from ..report import Circumstances, DatasetSummary, Results, TaskResults, Throughput, TrainingCurve, write_report
+from ..trained import Models
 from ..training import HISTORY_FILE, train
 from .closed_loop import run_methods
 from .inside import look_inside

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..models import Models
+from ..trained import Models
 from .config import TrainConfig
 from .run import check_home, train
 
