@@ -64,8 +64,8 @@ def compile_one(spec: Spec, regime: str, number: int, arch: int | None) -> str |
     torch.set_num_threads(1)
     began = time.perf_counter()
     case = spec.make().to("cpu" if arch else "cuda:0")
-    case = replace(case, planner=replace(case.planner, iterations=1))
-    job, size = job_of(case.problem, case.planner, case.x0), bucket(len(case.x0))
+    once = replace(case.planner, iterations=1)
+    job, size = job_of(case.problem, once, case.x0), bucket(len(case.x0))
     ways = list(candidates_of(job, size, regime).items())
     if number >= len(ways):
         return None

@@ -43,7 +43,7 @@ print(*(name for name in ('pytest', 'hypothesis') if find_spec(name) is None))")
         return 4
     fi
     if [ -n "$DRY" ]; then
-        set -- --collect-only "$@"
+        set -- --collect-only -qq "$@"
     elif "$PYTHON" -c "import xdist" 2> /dev/null; then
         set -- -n auto "$@"
     fi
