@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -54,13 +55,19 @@ print(json.dumps({"imports": imported} | took(rung, case)))
 """
 
 
-def measure(text: str, rungs: Iterable[str], device: str) -> Iterator[ColdRow]:
-    """A row a rung at a case as `sweep.parse` reads it; `eager` is always among them, for the others to be held against."""
+def measure(text: str, rungs: Iterable[str], device: str, until: float = math.inf) -> Iterator[ColdRow]:
+    """A row a rung at a case as `sweep.parse` reads it; `eager` is always among them, for the others to be held against.
+
+    Ends at the first that does not come to its end before `until`, by `time.monotonic`.
+    """
     plain: ColdRow | None = None
     case = sweep.parse(text).make().name
     for name in dict.fromkeys((AGAINST, *rungs)):
         row = ColdRow(case=case, device=device, rung=name, label=ladder.named(name).label)
-        row = replace(row, **_child(text, name, device))
+        found = _child(text, name, device, until - time.monotonic())
+        if found is None:
+            return
+        row = replace(row, **found)
         plain = plain or row  # the first is what the others are held against
         yield row if row is plain else replace(row, pays=pays(row, plain))
 
@@ -102,15 +109,18 @@ def _parts(stats: dict[str, Any]) -> dict[str, float]:
     return {name: seconds for name, seconds in told.items() if seconds is not None}
 
 
-def _child(text: str, name: str, device: str) -> dict[str, object]:
+def _child(text: str, name: str, device: str, left: float) -> dict[str, object] | None:
+    """What the child tells; None where it was stopped because no more seconds were left."""
     with tempfile.TemporaryDirectory() as folder:
         empty = {cache: str(Path(folder) / cache.lower()) for cache in CACHES}
         try:
             done = subprocess.run(
                 [sys.executable, "-c", CHILD, text, name, device], env=os.environ | empty, capture_output=True, text=True,
-                timeout=LIMIT, check=False,
+                timeout=max(0.0, min(LIMIT, left)), check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
+            if left < LIMIT:
+                return None
             return {"reason": f"took more than {LIMIT:.0f} s"}
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]

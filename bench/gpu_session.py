@@ -2,16 +2,18 @@
 
     device    what the device is
     parity    fused plans against eager ones in float64, where the tests cannot run
+    compile   the kernels of all cases, many at once
     aims      few problems, and many, in bf16, against the best of the ladder: what the kernels were written for
     ladder    the four published cases, every rung
     profile   where an iteration goes, with traces
+    grid      few problems through the grid regime, which stands apart since a barrier may wait for ever
     cold      import, first plan, and what pays them back
     kernels   one small plan of each regime, for a sanitizer to watch
     more      the rest of the sweep
-    table     what $OUT holds, in short
+    table     what $WORK holds, in short
 
-Rows go to $OUT as they are measured, those of the ladder from all parts to one file; a part that is stopped goes on with its
-file, and one that left something out for time exits 3. With $DRY set, all of this is tried on the CPU with small cases.
+Rows go to $WORK as they are measured, those of the ladder from all parts to one file; a part that is stopped goes on with
+its file, and one that left something out for time exits 3. With $DRY set, all of this is tried on the CPU with small cases.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from itertools import product
+from dataclasses import replace
+from itertools import count, product
 from pathlib import Path
 
 import torch
@@ -27,31 +30,48 @@ import torch
 import sgp_fast as sgp
 from sgp_fast.planner import Precision
 
-from . import ceilings, ladder, records, sweep, tables
+from . import ceilings, cold, compiling_ahead, ladder, records, sweep, tables
 from .cases import Case, make_case
-from .rows import CeilingRow, PlanRow, StageRow
+from .rows import CeilingRow, ColdRow, PlanRow, StageRow
 from .run import Run, Settings
 from .rungs import RUNGS
 from .sweep import BEST, Spec
 
-OUT = Path(os.environ.get("OUT", "gpu-session"))
+WORK = Path(os.environ.get("WORK", "gpu-session"))
 DRY = bool(os.environ.get("DRY"))
 DEVICE = torch.device("cpu" if DRY else "cuda:0")
 FUSED = ("fused:tile", "fused:layered")
-EVERY = (*FUSED, "fused:grid")  # where problems are few
+GRID = "fused:grid"
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
 # What is tried without a GPU.
 TRIED = (Spec(32, 4, iterations=3), Spec(48, 2, iterations=3))
+# Rungs for the aims; the compiled ones, of which each takes a minute before its first plan, are in the ladder.
+AIMED = tuple(name for name in BEST if name not in ("compile", "compiled", GRID))
+AIMS = tuple(Spec(w, b, precision="bfloat16", rungs=AIMED) for w, b in (*sweep.LATENCY, *sweep.THROUGHPUT))
+LADDER = tuple(Spec(width, problems) for width, problems in sweep.PUBLISHED)
+COMPILED = (
+    *AIMS, *LADDER,
+    *(Spec(w, b, precision=p) for p in ("tf32", "float16", "bfloat16") for w, b in sweep.PUBLISHED),
+)  # fmt: skip
 QUICK = ("published", "autograd", "adjoint", "cuda graph", "eager", "compiled", "fused:tile", "auto")
 
 
+def compiling(seconds: float) -> int:
+    specs = TRIED[:1] if DRY else COMPILED
+    return 3 if compiling_ahead.compile_all(specs, seconds, 90 if DRY else None) else 0
+
+
 def aims(seconds: float) -> int:
-    sizes = (*sweep.LATENCY, *sweep.THROUGHPUT)
-    return _ladder([Spec(w, b, precision="bfloat16", rungs=BEST) for w, b in sizes], seconds)
+    return _ladder(AIMS, seconds)
 
 
 def published(seconds: float) -> int:
-    return _ladder([Spec(width, problems) for width, problems in sweep.PUBLISHED], seconds)
+    return _ladder(LADDER, seconds)
+
+
+def grid(seconds: float) -> int:
+    few = [spec for spec in COMPILED if spec.problems <= 128]
+    return _ladder([replace(spec, rungs=(GRID,)) for spec in few], seconds, apart=True)
 
 
 def more(seconds: float) -> int:
@@ -70,7 +90,7 @@ def profile(seconds: float) -> int:
         for backend in ("eager", "compiled") if DRY else (*FUSED, "eager"):
             if backend in done:
                 continue
-            trace = OUT / f"trace-{spec.problems}x{spec.width}-{backend.replace(':', '-')}.json.gz"
+            trace = WORK / f"trace-{spec.problems}x{spec.width}-{backend.replace(':', '-')}.json.gz"
             try:
                 rows = profiling.profile(case, backend, trace, run.log.of(CeilingRow))
             except ladder.REASONS as why:
@@ -83,19 +103,20 @@ def profile(seconds: float) -> int:
 
 
 def cold_costs(seconds: float) -> int:
-    rungs = ("compiled", "eager") if DRY else (*FUSED, "cuda graph", "compile", "eager")
+    rungs = ("compiled", "eager") if DRY else ("fused:layered", "cuda graph", "fused:tile", "compile")
     run = _run("cold", seconds)
-    run.cold_costs("4x32:T4:3" if DRY else "1024x256:bfloat16", rungs)
+    run.cold_costs("4x32:T4:3" if DRY else "1024x256:bfloat16", rungs, in_time=True)
     print(tables.text(run.log.rows))
-    return 0
+    return 0 if {row.rung for row in run.log.of(ColdRow)} >= {cold.AGAINST, *rungs} else 3
 
 
 def kernels() -> int:
-    """Small plans through each regime, so that every kernel of a plan is launched once."""
+    """Small plans through the regimes, so that every kernel of a plan is launched; grid comes last, once it was tested."""
     few: tuple[Precision, ...] = ("float32", "bfloat16")
-    for precision in few:
-        case = make_case(64, 65, horizon=3, iterations=2, precision=precision).to(DEVICE)
-        for backend in ("eager", "compiled") if DRY else EVERY:
+    ways = ("eager", "compiled") if DRY else (*FUSED, GRID) if (WORK / "gridtests.done").exists() else FUSED
+    for backend in ways:
+        for precision in few:
+            case = make_case(64, 65, horizon=3, iterations=2, precision=precision).to(DEVICE)
             plan = sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend=backend)
             assert bool(plan.u.isfinite().all())
             print(f"{precision}, {backend}: {len(plan.u)} plans")
@@ -105,7 +126,7 @@ def kernels() -> int:
 def parity() -> int:
     """Controls and states after two iterations: at most twice eager's error at the same precision, with a floor."""
     wrong = 0
-    for width, precision, backend, batch in product((48, 256, 512, 1024), PRECISIONS, EVERY, (1, 65)):
+    for width, precision, backend, batch in product((48, 256, 512, 1024), PRECISIONS, FUSED, (1, 65)):
         case = make_case(width, batch, iterations=2, precision=precision).to(DEVICE)
         exact = _plan(case.in_precision("float64"), "eager")
         try:
@@ -135,7 +156,7 @@ def device() -> int:
 
 def table() -> int:
     """The ladder of all parts, and of each of our rows the share of the device's product that it reaches."""
-    rows = [row for path in sorted(OUT.glob("*.jsonl")) for row in records.read(path, check=False).rows]
+    rows = [row for path in sorted(WORK.glob("*.jsonl")) for row in records.read(path, check=False).rows]
     print(tables.text(rows))
     tops = [row for row in rows if isinstance(row, CeilingRow)]
     for row in rows:
@@ -146,20 +167,30 @@ def table() -> int:
     return 0
 
 
-def _ladder(specs: Iterable[Spec], seconds: float) -> int:
-    """The cases that fit in the seconds, with the rungs that fit, all parts into one file; 3 where some are left."""
+def _ladder(specs: Iterable[Spec], seconds: float, *, apart: bool = False) -> int:
+    """The cases that fit in the seconds, with the rungs that fit, all parts into one file; 3 where some are left.
+
+    `apart`: the grid regime, too; others leave it out.
+    """
     run = _run("ladder", seconds)
     run.ceilings()
     for spec in TRIED if DRY else specs:
-        run.case(spec.make(), QUICK if DRY else spec.rungs or tuple(RUNGS))
+        rungs = QUICK if DRY else spec.rungs or tuple(RUNGS)
+        run.case(spec.make(), rungs if apart else [name for name in rungs if name != GRID])
     print(tables.text(run.log.rows))
     return 3 if run.dropped else 0
 
 
 def _run(name: str, seconds: float) -> Run:
-    """Rows to the part's file, gone on with where it is there."""
+    """Rows to the part's file, gone on with where it is there; to another where that was begun on another machine."""
     settings = Settings(minutes=seconds / 60, device=DEVICE)
-    return Run(name, settings, OUT / f"{name}.jsonl", resume=True, say=lambda text: print(text, flush=True))
+    for number in count(1):
+        path = WORK / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
+        try:
+            return Run(name, settings, path, resume=True, say=lambda text: print(text, flush=True))
+        except ValueError as why:
+            print(why)
+    raise AssertionError
 
 
 def _plan(case: Case, backend: str) -> sgp.Plan:
@@ -172,7 +203,8 @@ def _error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 UNTIMED: dict[str, Callable[[], int]] = {"device": device, "parity": parity, "kernels": kernels, "table": table}
 TIMED: dict[str, Callable[[float], int]] = {
-    "aims": aims, "ladder": published, "profile": profile, "cold": cold_costs, "more": more,
+    "compile": compiling, "aims": aims, "ladder": published, "profile": profile, "grid": grid, "cold": cold_costs,
+    "more": more,
 }  # fmt: skip
 
 

@@ -2,27 +2,55 @@
 # One session on a machine with a GPU: what the device can do, whether plans are right, how fast they are.
 #
 #     OUT=folder sh bench/gpu_session.sh [--dry-run] [part …]
+#     sh bench/gpu_session.sh prepare
 #
 # Parts, by priority, with the seconds that each may take; all of them without a name:
-PARTS="device:30 tests:170 aims:200 ladder:150 profile:50 cold:180 sanitizer:120 more:190"
-# From the repository's root, with python3, torch and triton; nothing is installed. Each part has a log and a limit, and one
-# that fails does not stop the next. Numbers go to $OUT/*.jsonl as they are measured; a part that was done is not done again,
-# one that was stopped goes on: call the script again with the same $OUT. TOTAL (default 590) seconds are all that it takes:
-# a part that does not fit any more waits for the next call. A short table comes last. Exits 1 where a part failed.
+PARTS="device:30 compile:150 tests:210 aims:190 ladder:150 profile:60 gridtests:120 grid:90 cold:240 sanitizer:200 others:200 more:200"
+# From the repository's root, with python3, torch and triton; nothing is installed. `tests` are those that need a GPU, and what
+# nothing else runs there, `others` all the rest of the kernels'; they want pytest and hypothesis, and run side by side where
+# there is pytest-xdist. Each part has a log and a limit, and one that fails does not stop the next. The
+# grid regime's barrier may wait for ever where it is wrong, so its parts stand apart, and its speed is measured only after its
+# tests have passed. Numbers are written as they are measured, and after every part all is packed into $OUT/session.tar.gz,
+# with traces beside it: eight files at most, for machines from where no more come back. TOTAL (default 590) seconds are all
+# that it takes: a part that does not fit any more waits for the next call. A short table comes last. Exits 1 where a part
+# failed.
+#
+# The next call goes on: on the same machine by itself, on another where it finds gpu-session/session.tar.gz, the archive of
+# the call before. A part that was done is not done again, one that was stopped goes on.
+#
+# `prepare` is for the machine before, without a GPU: it writes gpu-session/, to be taken along, with the commit and with
+# kernels compiled for sm_90, which the same triton of the same Python finds in place of compiling for minutes.
 #
 # --dry-run does the same on a CPU, as far as one goes: small cases, tests collected but not run.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-OUT=${OUT:-gpu-session} TOTAL=${TOTAL:-590} PYTHON=${PYTHON:-python3} DRY=${DRY:-}
+OUT=${OUT:-gpu-session} TOTAL=${TOTAL:-590} PYTHON=${PYTHON:-python3} DRY=${DRY:-} BROUGHT=${BROUGHT:-gpu-session}
 if [ "${1:-}" = --dry-run ]; then DRY=1; shift; fi
-mkdir -p "$OUT" || exit 1
-export OUT DRY PYTHON PYTHONUNBUFFERED=1 PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
+SGP_FAST_COMMIT=$(git rev-parse HEAD 2> /dev/null || cat "$BROUGHT"/commit 2> /dev/null)
+WORK=${WORK:-/tmp/sgp-gpu-session-${SGP_FAST_COMMIT:-unknown}}
+# Not in WORK: what is in it holds for every commit, and Triton keeps whole paths.
+TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/sgp-gpu-session-triton}
+export OUT DRY PYTHON SGP_FAST_COMMIT WORK TRITON_CACHE_DIR
+export PYTHONUNBUFFERED=1 PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1
 unset TRITON_INTERPRET
-wanted=${*:-}
-for name in $wanted; do
-    case " $PARTS " in *" $name:"*) ;; *) echo "$name is no part; expected some of $PARTS" >&2; exit 2 ;; esac
-done
-began=$(date +%s) failed="" waiting=""
+
+gpu_tests() {
+    missing=$("$PYTHON" -c "
+from importlib.util import find_spec
+print(*(name for name in ('pytest', 'hypothesis') if find_spec(name) is None))")
+    if [ -n "$missing" ]; then
+        echo "not here: $missing"
+        return 4
+    fi
+    if [ -n "$DRY" ]; then
+        set -- --collect-only -qq "$@"
+    elif "$PYTHON" -c "import xdist" 2> /dev/null; then
+        set -- -n auto "$@"
+    fi
+    # These files alone: others want packages that are not everywhere, and one that cannot be imported stops them all. The
+    # sanitizer has a part of its own. Ways that are raced while others plan shall not be remembered.
+    SGP_FAST_HOME="$WORK/home-of-tests" "$PYTHON" -m pytest -v -k "not sanitizer" --tb=short -p no:cacheprovider "$@"
+}
 
 device() {
     if [ -z "$DRY" ]; then
@@ -32,57 +60,96 @@ device() {
 }
 
 tests() {
-    missing=$("$PYTHON" -c "
-from importlib.util import find_spec
-print(*(name for name in ('pytest', 'hypothesis') if find_spec(name) is None))")
-    if [ -z "$missing" ]; then
-        if [ -n "$DRY" ]; then set -- --collect-only; else set -- --maxfail=20; fi
-        "$PYTHON" -m pytest -q -m gpu "$@" -p no:cacheprovider tests
-        return
+    gpu_tests -m gpu --maxfail=20 tests/fused tests/kernels/test_layers.py --ignore=tests/fused/test_grid.py
+    rc=$?
+    if [ $rc -ne 4 ]; then
+        gpu_tests -m "not slow" --maxfail=20 tests/fused/test_receding.py tests/fused/test_sampling.py || rc=$?
+        return $rc
     fi
-    echo "not here: $missing; a plain check of parity instead"
+    echo "a plain check of parity instead"
     "$PYTHON" -m bench.gpu_session parity
 }
 
+gridtests() { gpu_tests -m gpu tests/fused/test_grid.py; }
+
+others() {
+    gpu_tests -m "not slow and not gpu" tests/fused tests/kernels --ignore=tests/fused/test_grid.py \
+        --ignore=tests/fused/test_receding.py --ignore=tests/fused/test_sampling.py --ignore=tests/kernels/test_cpu.py
+}
+
 sanitizer() {
-    if ! command -v compute-sanitizer > /dev/null; then
+    "$PYTHON" -m bench.gpu_session kernels || return 1  # compiles
+    tool=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
+    if [ -z "$tool" ]; then
         echo "not run: there is no compute-sanitizer here"
-        [ -n "$DRY" ] || return 1
-        "$PYTHON" -m bench.gpu_session kernels
+        [ -n "$DRY" ]
         return
     fi
-    for tool in memcheck racecheck; do
-        echo "$tool"
-        compute-sanitizer --tool $tool --error-exitcode 1 "$PYTHON" -m bench.gpu_session kernels || return 1
+    for what in memcheck racecheck; do
+        echo "$what"
+        # PyTorch probes for what a driver has, and errors that it expects are none of ours.
+        set -- --tool $what --error-exitcode 1
+        [ $what = racecheck ] || set -- "$@" --report-api-errors no
+        "$tool" "$@" "$PYTHON" -m bench.gpu_session kernels || return 1
     done
 }
 
+# What comes back: the archive, whole at every moment, and traces that are not too long.
+pack() {
+    (cd "$WORK" && tar czf .session.tar.gz commit $(ls | grep -E '\.(log|jsonl|done)$')) || return
+    mv "$WORK/.session.tar.gz" "$OUT/.session.tar.gz" && mv "$OUT/.session.tar.gz" "$OUT/session.tar.gz"
+    find "$WORK" -maxdepth 1 -name 'trace-*.json.gz' -size -15M -exec cp {} "$OUT/" \;
+}
+
 if [ -n "${STEP:-}" ]; then $STEP; exit $?; fi
+if [ "${1:-}" = prepare ]; then
+    mkdir -p "$BROUGHT" && git rev-parse HEAD > "$BROUGHT"/commit && rm -f "$BROUGHT"/session.tar.gz || exit 1
+    TRITON_STORE_BINARY_ONLY=1 "$PYTHON" -m bench.compiling_ahead 90 || exit 1
+    tar czf "$BROUGHT"/triton.tar.gz -C "$TRITON_CACHE_DIR" .
+    ls -l "$BROUGHT"
+    exit
+fi
+wanted=${*:-}
+for name in $wanted; do
+    case " $PARTS " in *" $name:"*) ;; *) echo "$name is no part; expected some of $PARTS" >&2; exit 2 ;; esac
+done
+began=$(date +%s) failed="" waiting=""
+mkdir -p "$OUT" "$TRITON_CACHE_DIR" || exit 1
+if [ ! -e "$WORK/commit" ]; then
+    mkdir -p "$WORK/brought" || exit 1
+    if tar xzf "$BROUGHT"/session.tar.gz -C "$WORK/brought" 2> /dev/null; then
+        if [ "$(cat "$WORK/brought/commit")" = "$SGP_FAST_COMMIT" ]; then mv "$WORK"/brought/* "$WORK"; fi
+    fi
+    echo "$SGP_FAST_COMMIT" > "$WORK/commit"
+    [ -n "$DRY" ] || tar xzf "$BROUGHT"/triton.tar.gz -C "$TRITON_CACHE_DIR" 2> /dev/null
+fi
 
 for step in $PARTS; do
     name=${step%%:*} limit=${step##*:}
     case " ${wanted:-$name} " in *" $name "*) ;; *) continue ;; esac
-    if [ -e "$OUT/$name.done" ]; then echo "== $name: was done"; continue; fi
+    if [ -e "$WORK/$name.done" ]; then echo "== $name: was done"; continue; fi
+    if [ "$name" = grid ] && [ ! -e "$WORK/gridtests.done" ]; then echo "== grid: not before its tests"; continue; fi
     left=$((TOTAL - 20 - $(date +%s) + began))  # the table takes some
     if [ "$left" -lt $((limit / 2)) ]; then waiting="$waiting $name"; continue; fi
     [ "$left" -lt "$limit" ] && limit=$left
     echo "== $name, at most $limit s"
     case $name in
-        device | tests | sanitizer) set -- env "STEP=$name" sh bench/gpu_session.sh ;;
+        device | tests | gridtests | sanitizer | others) set -- env "STEP=$name" sh bench/gpu_session.sh ;;
         *) set -- "$PYTHON" -m bench.gpu_session "$name" $((limit - 20)) ;;  # torch is imported in some of it
     esac
     started=$(date +%s)
-    timeout -k 10 "$limit" "$@" > "$OUT/$name.log" 2>&1
+    timeout -k 10 "$limit" "$@" > "$WORK/$name.log" 2>&1
     rc=$?
-    tail -n 12 "$OUT/$name.log"
+    tail -n 12 "$WORK/$name.log"
     echo "== $name: exit $rc after $(($(date +%s) - started)) s"
     case $rc in
-        0) : > "$OUT/$name.done" ;;
+        0) : > "$WORK/$name.done" ;;
         3) waiting="$waiting $name" ;;
         *) failed="$failed $name" ;;
     esac
+    pack
 done
 echo "== table"
 "$PYTHON" -m bench.gpu_session table
-[ -z "$waiting" ] || echo "no time left for:$waiting; call again with the same OUT"
+[ -z "$waiting" ] || echo "no time left for:$waiting; call again"
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -66,6 +66,17 @@ class _Target:
 
 
 @contextmanager
+def targeting(arch: int) -> Iterator[None]:
+    """Inside, Triton takes `sm_<arch>` for the device of this machine, which can compile and launch nothing."""
+    active = driver._active
+    try:
+        driver.set_active(_Target(arch))  # pyright: ignore[reportArgumentType]
+        yield
+    finally:
+        driver._active = active
+
+
+@contextmanager
 def compiling(arch: int) -> Iterator[list[Compiled]]:
     """Inside, every launch of a Triton kernel is compiled for `sm_<arch>` instead; the list grows by one for each new one.
 
@@ -86,14 +97,12 @@ def compiling(arch: int) -> Iterator[list[Compiled]]:
             made.append(_read(kernel, self.__name__, arch, kwargs, _bytes((args, kwargs)), seconds))
         return kernel
 
-    active = driver._active
-    try:
-        driver.set_active(_Target(arch))  # pyright: ignore[reportArgumentType]
-        JITFunction.run = compile_only  # pyright: ignore[reportAttributeAccessIssue]
-        yield made
-    finally:
-        JITFunction.run = run
-        driver._active = active
+    with targeting(arch):
+        try:
+            JITFunction.run = compile_only  # pyright: ignore[reportAttributeAccessIssue]
+            yield made
+        finally:
+            JITFunction.run = run
 
 
 def _bytes(arguments: Any) -> int:

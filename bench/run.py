@@ -5,6 +5,7 @@ Rows are written as they come; a run that goes on with a file measures what is n
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -120,12 +121,15 @@ class Run:
                 budget = max(2.0, 60 * self.settings.minutes * ACTING / len(specs))
                 self._extend(acting.measure(case, names, budget=budget))
 
-    def cold_costs(self, text: str, rungs: Iterable[str]) -> None:
-        """Of these rungs at a case as `sweep.parse` reads it, each in a process of its own with empty caches."""
+    def cold_costs(self, text: str, rungs: Iterable[str], *, in_time: bool = False) -> None:
+        """Of these rungs at a case as `sweep.parse` reads it, each in a process of its own with empty caches.
+
+        `in_time`: what would end after the run's time is left out.
+        """
         done = {row.rung for row in self.log.of(ColdRow)} - {cold.AGAINST}
         if names := [name for name in rungs if name not in done]:
             self.say(f"{text}: cold costs, each rung in a process of its own with empty caches")
-            self._extend(cold.measure(text, names, str(self.settings.device)))
+            self._extend(cold.measure(text, names, str(self.settings.device), self.until if in_time else math.inf))
 
     def _extend(self, rows: Iterable[Row]) -> None:
         for row in rows:

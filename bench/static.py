@@ -85,9 +85,8 @@ class Chip:
 # Multiprocessors of an A100 and an H200: the programs of the grid regime, and its cases: width, problems, products.
 PROGRAMS = {80: 108, 90: 132}
 GRIDS = (
-    *((width, problems, "bf16", "iterate") for width in (256, 512, 1024) for problems in (1, 64)),
-    (1024, 8, "bf16", "iterate"), (1024, 1, "bf16", "evaluate"), (1024, 1, "fp16", "iterate"), (1024, 8, "tf32", "iterate"),
-    (256, 1, "fp32", "iterate"),
+    *((width, problems, "bf16") for width in (256, 512, 1024) for problems in (1, 64)),
+    (1024, 8, "bf16"), (1024, 1, "fp16"), (1024, 8, "tf32"), (256, 1, "fp32"),
 )  # fmt: skip
 TENSOR_MEMORY = 512  # columns a multiprocessor; with more, the compiler makes a kernel that only stops
 CHIPS = {80: Chip(163 << 10, 164 << 10), 90: Chip(227 << 10, 228 << 10), 100: Chip(227 << 10, 228 << 10)}
@@ -154,12 +153,10 @@ def launches(arch: int) -> Iterator[Launch]:
 
     for width in (256, 512, 1024):
         for tile in picked(width, "bf16"):
-            yield _plan(width, "bf16", tile, "iterate")
-        for tile in picked(width, "bf16")[:1]:
-            yield _plan(width, "bf16", tile, "evaluate")
+            yield _plan(width, "bf16", tile)
     for dtype in ("fp16", "tf32", "fp32"):
         for tile in picked(256, dtype):
-            yield _plan(256, dtype, tile, "iterate")
+            yield _plan(256, dtype, tile)
     for width in (256, 512, 1024):
         for tile in picked(width, "bf16"):
             yield _rollout(width, "bf16", tile, "candidates")
@@ -179,10 +176,10 @@ def launches(arch: int) -> Iterator[Launch]:
         for vjp in (False, True):
             yield _network(name, packed, tile, vjp)
     yield _layered(1024)
-    yield _plan(256, "bf16", picked(256, "bf16")[0], "iterate", traced=True)
+    yield _plan(256, "bf16", picked(256, "bf16")[0], traced=True)
     if arch in PROGRAMS:
-        for width, problems, dtype, what in GRIDS:
-            yield _grid(width, problems, dtype, what, PROGRAMS[arch])
+        for width, problems, dtype in GRIDS:
+            yield _grid(width, problems, dtype, PROGRAMS[arch])
 
 
 def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[KernelRow]:
@@ -254,7 +251,6 @@ def _row(launch: Launch, made: Compiled) -> KernelRow:
         bytes_us = 1e6 * work.bytes / H200.bandwidth
     kind = [str(made.constants[key]) for key in ("CONDITION", "ACTIVATION", "RESIDUAL") if key in made.constants]
     kernel = launch.kernel if launch.work else " ".join((made.name, *kind))
-    kernel += " diverged" if made.constants.get("ONLY_DIVERGED") else ""
     return KernelRow(
         kernel=kernel, network=launch.network, dtype=launch.dtype, arch=made.arch,
         tile=launch.tile, warps=made.warps, registers=made.registers, stack=made.stack, spills=made.spills,
@@ -289,8 +285,8 @@ def _around_obstacles(x: torch.Tensor, u: torch.Tensor, goal: torch.Tensor, t: A
     return (x - goal).square().sum(-1) + 100 * depth.clamp(min=0).square().sum(-1) + 0.01 * u.square().sum(-1)
 
 
-def _plan(width: int, dtype: str, tile: Tile, what: str, traced: bool = False) -> Launch:
-    """All iterations of a block; or its evaluations, of all blocks and of those that have a problem that diverged."""
+def _plan(width: int, dtype: str, tile: Tile, traced: bool = False) -> Launch:
+    """All iterations of a block, by the kernel that makes its evaluations, too."""
     kind = DTYPES[dtype][0]
     case, packed = _packed(width, kind, traced)
     networks = {name: model.network.program for name, model in packed.models.items()}
@@ -301,17 +297,13 @@ def _plan(width: int, dtype: str, tile: Tile, what: str, traced: bool = False) -
         buffers = Buffers.allocate(
             tile.block_b, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=traced, with_history=False
         )
-        plan = TilePlan(packed, planner, buffers, planner.iterations, tile, kept)
-        if what == "iterate":
-            plan.iterate(0, planner.iterations)
-        else:
-            plan.evaluate(settled=True)
+        TilePlan(packed, planner, buffers, planner.iterations, tile, kept).iterate(0, planner.iterations)
 
     forward, vjp = ({name: of(net, tile, kind) for name, net in networks.items()} for of in (_forward, _vjp))
     step = forward["dynamics"] * (1 if kept else 2) + vjp["dynamics"] + forward["score"]
     if not traced:
         step += forward["cost"] + vjp["cost"]
-    name = f"plan_kernel {what} ({'kept' if kept else 'again'}{', traced cost' if traced else ''})"
+    name = f"plan_kernel iterate ({'kept' if kept else 'again'}{', traced cost' if traced else ''})"
     return Launch(name, f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
 
 
@@ -390,8 +382,8 @@ def _layered(width: int) -> Launch:
     return Launch("pointwise", f"layered SGP 4×{width}", "bf16", run, scale=ROWS // rows)
 
 
-def _grid(width: int, problems: int, dtype: str, what: str, programs: int) -> Launch:
-    """All iterations of a few problems on all multiprocessors; or their evaluation."""
+def _grid(width: int, problems: int, dtype: str, programs: int) -> Launch:
+    """All iterations of a few problems on all multiprocessors, by the kernel that makes their evaluation, too."""
     kind, precision = DTYPES[dtype]
     case, packed = _packed(width, kind)
     names: dict[str, Precision] = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}
@@ -401,17 +393,13 @@ def _grid(width: int, problems: int, dtype: str, what: str, programs: int) -> La
         buffers = Buffers.allocate(
             problems, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=False, with_history=False
         )
-        plan = GridPlan(packed, planner, buffers, planner.iterations, programs=programs)
-        if what == "iterate":
-            plan.iterate(0, planner.iterations)
-        else:
-            plan.evaluate(settled=True)
+        GridPlan(packed, planner, buffers, planner.iterations, programs=programs).iterate(0, planner.iterations)
 
     networks = {name: model.network.program for name, model in packed.models.items()}
     tile = tile_for(problems, HORIZON, kind.itemsize, precision)
     found = count(networks, HORIZON, problems, tile, programs, kind.itemsize)
     work = Work(found.flops, found.weights + found.rows)
-    return Launch(f"grid_kernel {what}, {problems} problems", f"SGP 4×{width}", dtype, run, work=work)
+    return Launch(f"grid_kernel iterate, {problems} problems", f"SGP 4×{width}", dtype, run, work=work)
 
 
 def _blocks(tile: Tile) -> int:

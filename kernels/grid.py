@@ -70,31 +70,31 @@ class Scratch(NamedTuple):
     pull: Any
 
 
-@triton.jit(do_not_specialize=["rows_total", "first", "last", "settled"])
+@triton.jit(do_not_specialize=["rows_total", "first", "last", "settled", "moves", "only_diverged"])
 def grid_kernel(
     dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, beta_ptr, level_ptr, step_size_ptr, scratch,
-    table_ptr, counter_ptr, zero_ptr, rows_total, first, last, settled,
+    table_ptr, counter_ptr, zero_ptr, rows_total, first, last, settled, moves, only_diverged,
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, LAYOUT: tl.constexpr,
     PROGRAMS: tl.constexpr, SYNCHRONISE: tl.constexpr, TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr,
-    NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, STEP: tl.constexpr,
-    HISTORY: tl.constexpr, ONLY_DIVERGED: tl.constexpr, OPTIONS: tl.constexpr,
+    NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr,
+    OPTIONS: tl.constexpr,
 ):  # fmt: skip
     """Phases `first … last−1`, counted from the first iteration's; `counter` is zero at the start.
 
-    Without STEP an iteration is evaluated and judged, and nothing moves. With ONLY_DIVERGED nothing is done unless a problem
-    has diverged. The table is `[phases, slots, 3]`: the number of a job in LAYOUT, its step, its items.
+    Where nothing `moves` an iteration is evaluated and judged. With `only_diverged` nothing is done unless a problem has
+    diverged. The table is `[phases, slots, 3]`: the number of a job in LAYOUT, its step, its items.
     """
     PHASES: tl.constexpr = LAYOUT.phases
     SLOTS: tl.constexpr = LAYOUT.slots
     pid = tl.program_id(0)
-    if ONLY_DIVERGED:  # every program sees the same flags, which only the last phase writes
+    if only_diverged != 0:  # every program sees the same flags, which only the last phase writes
         problems = tl.arange(0, MOST)
         marked = tl.load(search.diverged + problems, mask=problems < rows_total, other=0)
         last = tl.where(tl.max(marked.to(tl.int32), 0) == 0, first, last)
 
     for n in tl.range(first, last, num_stages=1):
         i = n // PHASES
-        step = Step(i, beta_ptr, level_ptr, step_size_ptr, i >= settled)
+        step = Step(i, beta_ptr, level_ptr, step_size_ptr, i >= settled, moves != 0)
         lane = pid  # of the first item of the next job that is this program's
         for slot in tl.range(0, SLOTS, num_stages=1):
             entry = table_ptr + ((n % PHASES) * SLOTS + slot) * 3
@@ -104,8 +104,8 @@ def grid_kernel(
                     if number == job:
                         _run(
                             item, t, dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, step, scratch,
-                            zero_ptr, rows_total, LAYOUT.jobs[job], DYNAMICS, SCORE, COST, TERMINAL, LAYOUT, TILE, T, NX, NU,
-                            NU_COLUMNS, BOUNDING, CHANGE, STEP, HISTORY, OPTIONS,
+                            zero_ptr, rows_total, job, DYNAMICS, SCORE, COST, TERMINAL, LAYOUT, TILE, T, NX, NU,
+                            NU_COLUMNS, BOUNDING, CHANGE, HISTORY, OPTIONS,
                         )  # fmt: skip
             lane = ((lane - items) % PROGRAMS + PROGRAMS) % PROGRAMS
         if SYNCHRONISE:  # noqa: SIM102
@@ -121,17 +121,22 @@ class Step(NamedTuple):
     level: Any
     size: Any
     settled: Any
+    moves: Any
 
 
 @triton.jit(noinline=True)
 def _run(
     item, t, dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, step, scratch, zero_ptr, rows_total,
-    JOB: tl.constexpr, DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr,
+    NUMBER: tl.constexpr, DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr,
     LAYOUT: tl.constexpr, TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr,
-    NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, STEP: tl.constexpr, HISTORY: tl.constexpr,
-    OPTIONS: tl.constexpr,
+    NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr, OPTIONS: tl.constexpr,
 ):  # fmt: skip
-    """One item of a job."""
+    """One item of the job of that number."""
+    # Named before they are given on: to triton 3.6, a constant's attribute is no constant unless it is a number.
+    JOB: tl.constexpr = LAYOUT.jobs[NUMBER]
+    AT_SCORE: tl.constexpr = LAYOUT.score
+    AT_COST: tl.constexpr = LAYOUT.cost
+    AT_TERMINAL: tl.constexpr = LAYOUT.terminal
     COLUMNS: tl.constexpr = DYNAMICS.columns
     FEW: tl.constexpr = TILE.few
     MANY: tl.constexpr = TILE.many
@@ -146,17 +151,17 @@ def _run(
         elif JOB.net == "score":
             net = _score_net(score, step, scratch, steps, zero_ptr, SCORE)
             _layer(
-                item, 0, score, net, at, search, steps, rows_total, JOB, SCORE, LAYOUT.score, MANY, T, NX, NU, BOUNDING, 1.0
+                item, 0, score, net, at, search, steps, rows_total, JOB, SCORE, AT_SCORE, MANY, T, NX, NU, BOUNDING, 1.0
             )
         elif JOB.net == "cost":
             net = Net(cost.weights, cost.vectors, cost.vectors, scratch.cost, steps, zero_ptr)
             _layer(
-                item, 0, cost, net, at, search, steps, rows_total, JOB, COST, LAYOUT.cost, MANY, T, NX, NU, BOUNDING, 1.0
+                item, 0, cost, net, at, search, steps, rows_total, JOB, COST, AT_COST, MANY, T, NX, NU, BOUNDING, 1.0
             )
         else:
             net = Net(terminal.weights, terminal.vectors, terminal.vectors, scratch.terminal, rows_total, zero_ptr)
             _layer(
-                item, T, terminal, net, at, search, rows_total, rows_total, JOB, TERMINAL, LAYOUT.terminal, FEW, T, NX, NU,
+                item, T, terminal, net, at, search, rows_total, rows_total, JOB, TERMINAL, AT_TERMINAL, FEW, T, NX, NU,
                 BOUNDING, -1.0,
             )  # fmt: skip
     elif JOB.kind == "end":
@@ -176,8 +181,8 @@ def _run(
     elif JOB.kind == "value":
         rows = rows_at(item, T, rows_total, rows_total, zero_ptr, False, FEW)
         net = Net(terminal.weights, terminal.vectors, terminal.vectors, scratch.terminal, rows_total, zero_ptr)
-        value = -first_column(output(net, rows.place, rows.inside, TERMINAL, LAYOUT.terminal, FEW))
-        costate = input_gradient(net, rows.place, rows.inside, TERMINAL, LAYOUT.terminal, FEW)
+        value = -first_column(output(net, rows.place, rows.inside, TERMINAL, AT_TERMINAL, FEW))
+        costate = input_gradient(net, rows.place, rows.inside, TERMINAL, AT_TERMINAL, FEW)
         costate *= vector(terminal.inv_k, rows, COLUMNS)
         store_states(at.costate, costate, rows, T, NX, T + 1)
         tl.store(search.terminal + rows.problem, value, mask=rows.inside)
@@ -185,8 +190,8 @@ def _run(
         rows = rows_at(item, 0, steps, rows_total, zero_ptr, False, MANY)
         if COST is not None:
             net = Net(cost.weights, cost.vectors, cost.vectors, scratch.cost, steps, zero_ptr)
-            value = first_column(output(net, rows.place, rows.inside, COST, LAYOUT.cost, MANY))
-            grad = input_gradient(net, rows.place, rows.inside, COST, LAYOUT.cost, MANY) * vector(cost.inv_k, rows, COLUMNS)
+            value = first_column(output(net, rows.place, rows.inside, COST, AT_COST, MANY))
+            grad = input_gradient(net, rows.place, rows.inside, COST, AT_COST, MANY) * vector(cost.inv_k, rows, COLUMNS)
         else:
             z = inputs(at, search, rows, columns_of(rows, COLUMNS), NX, NU, T, BOUNDING)
             value, grad = quadratic(
@@ -195,7 +200,7 @@ def _run(
         tl.store(search.running + rows.problem * T + rows.step, value, mask=rows.inside)
         if SCORE is not None:
             net = _score_net(score, step, scratch, steps, zero_ptr, SCORE)
-            s = output(net, rows.place, rows.inside, SCORE, LAYOUT.score, MANY)
+            s = output(net, rows.place, rows.inside, SCORE, AT_SCORE, MANY)
             s *= vector(score.inv_k, rows, COLUMNS) * tl.load(gain_ptr + tl.load(step.level + step.i))
             cols = columns_of(rows, COLUMNS)[None, :]
             place = at.score + (rows.problem * T + rows.step)[:, None] * (NX + NU) + cols
@@ -211,8 +216,8 @@ def _run(
         )
         tl.debug_barrier()  # the first step's gradient is read in another layout
         update_rows(
-            search, rows.problem, rows.inside, step.i, tl.load(step.size + step.i), step.settled, OPTIONS, T, NU, NU_COLUMNS,
-            BOUNDING, CHANGE, STEP, HISTORY,
+            search, rows.problem, rows.inside, step.i, tl.load(step.size + step.i), step.settled, step.moves, OPTIONS, T, NU,
+            NU_COLUMNS, BOUNDING, CHANGE, HISTORY,
         )  # fmt: skip
 
 

@@ -65,10 +65,11 @@ def states(
 ):  # fmt: skip
     """`x_t = x_{t−1} + scale ⊙ net(z̄_{t−1})` `[BLOCK_B, columns]`, from what step t − 1 left; x_0 where t = 0."""
     COLUMNS: tl.constexpr = DYNAMICS.columns
+    AT: tl.constexpr = LAYOUT.dynamics
     x = load_states(at.x0, rows, 0, NX, 1, COLUMNS)
     if t > 0:
         net = Net(dynamics.weights, dynamics.vectors, dynamics.vectors, scratch.dynamics, rows_total * T, zero_ptr)
-        out = output(net, rows.place - rows_total, rows.inside, DYNAMICS, LAYOUT.dynamics, TILE)
+        out = output(net, rows.place - rows_total, rows.inside, DYNAMICS, AT, TILE)
         x = load_states(at.x, rows, t - 1, NX, T + 1, COLUMNS) + vector(scale_ptr, rows, COLUMNS) * out
     return x
 
@@ -80,10 +81,11 @@ def costate_of(
 ):  # fmt: skip
     """λ_t `[BLOCK_B, columns]`, from what the sweep over step t left; who `keeps` it writes it, and the gradient g_t."""
     COLUMNS: tl.constexpr = DYNAMICS.columns
+    AT: tl.constexpr = LAYOUT.dynamics
     cols = columns_of(rows, COLUMNS)[None, :]
     net = Net(dynamics.weights, dynamics.vectors, dynamics.vectors, scratch.dynamics, rows_total * T, zero_ptr)
     place = rows.problem + t * rows_total
-    grad = vector(dynamics.inv_k, rows, COLUMNS) * input_gradient(net, place, rows.inside, DYNAMICS, LAYOUT.dynamics, TILE)
+    grad = vector(dynamics.inv_k, rows, COLUMNS) * input_gradient(net, place, rows.inside, DYNAMICS, AT, TILE)
     pull = scratch.pull + place[:, None] * COLUMNS + cols
     grad += tl.load(pull, mask=rows.inside[:, None], other=0.0, cache_modifier=".cg")
     grad += load_states(at.costate, rows, t + 1, NX, T + 1, COLUMNS)

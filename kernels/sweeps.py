@@ -123,20 +123,20 @@ def adjoint_kernel(
     tl.store(cotangent_ptr + at, tl.where(is_x, g * tl.load(scale_ptr + cols), 0.0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["i", "settled", "rows_total"])
+@triton.jit(do_not_specialize=["i", "settled", "moves", "rows_total"])
 def update_kernel(
-    search, step_size_ptr, i, settled, rows_total,
+    search, step_size_ptr, i, settled, moves, rows_total,
     OPTIONS: tl.constexpr, T: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr,
-    CHANGE: tl.constexpr, STEP: tl.constexpr, HISTORY: tl.constexpr, BLOCK_B: tl.constexpr,
+    CHANGE: tl.constexpr, HISTORY: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """Judge all problems after their evaluation in iteration i, and with STEP move them; see `update.update_rows`.
+    """Judge all problems after their evaluation in iteration i, and move them or not; see `update.update_rows`.
 
     OPTIONS are constants, so that differences such as 1 − β₂ are taken in double precision.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     inside, step_size = rows < rows_total, tl.load(step_size_ptr + i)
     update_rows(
-        search, rows, inside, i, step_size, settled != 0, OPTIONS, T, NU, NU_COLUMNS, BOUNDING, CHANGE, STEP, HISTORY
+        search, rows, inside, i, step_size, settled != 0, moves != 0, OPTIONS, T, NU, NU_COLUMNS, BOUNDING, CHANGE, HISTORY
     )
 
 

@@ -58,20 +58,19 @@ class Evaluation(NamedTuple):
     score: Any
 
 
-@triton.jit(do_not_specialize=["rows_total", "first", "last", "settled"])
+@triton.jit(do_not_specialize=["rows_total", "first", "last", "settled", "moves", "only_diverged"])
 def plan_kernel(
     dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, beta_ptr, level_ptr, step_size_ptr,
-    zero_ptr, scratch_ptr, scratch32_ptr, rows_total, first, last, settled,
+    zero_ptr, scratch_ptr, scratch32_ptr, rows_total, first, last, settled, moves, only_diverged,
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, TILE: tl.constexpr,
     T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr,
-    CHANGE: tl.constexpr, STEP: tl.constexpr, HISTORY: tl.constexpr, KEEP: tl.constexpr, SIZES: tl.constexpr,
-    ONLY_DIVERGED: tl.constexpr, OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr,
-    PARAMS: tl.constexpr,
+    CHANGE: tl.constexpr, HISTORY: tl.constexpr, KEEP: tl.constexpr, SIZES: tl.constexpr, OPTIONS: tl.constexpr,
+    FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
-    """Iterations `first … last−1` of a block of problems; without STEP they are evaluated and judged, not moved.
+    """Iterations `first … last−1` of a block of problems; where nothing `moves` they are evaluated and judged.
 
     FUNCTION and LAST_FUNCTION are traced costs (`traced.triton_code`) in the place of the others, or None.
-    With ONLY_DIVERGED, which is for a single iteration, it skips blocks in which no problem has diverged.
+    `only_diverged`, which is for a single iteration, skips blocks in which no problem has diverged.
     """
     pid = tl.program_id(0).to(tl.int64)
     BLOCK_B: tl.constexpr = TILE.block_b
@@ -79,9 +78,8 @@ def plan_kernel(
     scratch_ptr += pid * SIZES.scratch
     scratch32_ptr += pid * SIZES.scratch32
     block = Block(pid * BLOCK_B, rows_total, zero_ptr, scratch_ptr, scratch32_ptr)
-    if ONLY_DIVERGED:
-        rows = _rows(block, TILE)
-        marked = tl.load(search.diverged + rows, mask=rows < rows_total, other=0)
+    if only_diverged != 0:
+        marked = tl.load(search.diverged + _rows(block, TILE), mask=_rows(block, TILE) < rows_total, other=0)
         first += (tl.max(marked.to(tl.int32), 0) == 0).to(tl.int32)  # a pass is one iteration: none is left then
 
     for i in range(first, last):
@@ -142,8 +140,8 @@ def plan_kernel(
         rows = _rows(block, TILE)
         step_size = tl.load(step_size_ptr + i)
         update_rows(
-            search, rows, rows < block.total, i, step_size, i >= settled, OPTIONS, T, NU, NU_COLUMNS, BOUNDING, CHANGE, STEP,
-            HISTORY,
+            search, rows, rows < block.total, i, step_size, i >= settled, moves != 0, OPTIONS, T, NU, NU_COLUMNS, BOUNDING,
+            CHANGE, HISTORY,
         )  # fmt: skip
 
 

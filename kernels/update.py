@@ -87,15 +87,18 @@ def clamp(v, low, high):
 
 @triton.jit
 def update_rows(
-    search, rows, inside, i, step_size, settled, OPTIONS: tl.constexpr,
+    search, rows, inside, i, step_size, settled, moves, OPTIONS: tl.constexpr,
     T: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr,
-    STEP: tl.constexpr, HISTORY: tl.constexpr,
+    HISTORY: tl.constexpr,
 ):  # fmt: skip
-    """Judge the problems `rows` after their evaluation in iteration i, and with STEP take one of Adam's steps.
+    """Judge the problems `rows` after their evaluation in iteration i, and where it `moves` take one of Adam's steps.
 
     BOUNDING is "none", "project" or "tanh". With CHANGE the penalty on changes of control is added to `grad_u` and its
-    value written; with HISTORY (a number of columns, or 0) the task cost before the step is. Returns which rows have
+    value written; with HISTORY (a number of columns, or 0) the task cost before a step is. Returns which rows have
     just diverged.
+
+    Whether it moves is known at run time alone: kernels take many seconds to compile, and one serves iterations and the
+    evaluation behind them.
     """
     cols = tl.arange(0, NU_COLUMNS)[None, :]
     mask = inside[:, None] & (cols < NU)
@@ -124,7 +127,7 @@ def update_rows(
         cost += tl.load(search.change + rows, mask=inside, other=0.0)
         for t in range(T):
             cost += tl.load(search.running + rows * T + t, mask=inside, other=0.0)
-        tl.store(search.history + rows * HISTORY + i, tl.where(active, cost, float("nan")), mask=inside)
+        tl.store(search.history + rows * HISTORY + i, tl.where(active, cost, float("nan")), mask=inside & moves)
 
     size = tl.zeros_like(tl.load(search.count + rows, mask=inside, other=0.0))
     projected, pulled = size, size
@@ -149,34 +152,33 @@ def update_rows(
     count = tl.load(search.count + rows, mask=inside, other=0.0) + 1
     bias1 = -expm1(count * OPTIONS.log_beta1)[:, None]
     bias2 = -expm1(count * OPTIONS.log_beta2)[:, None]
-    on = mask & go_on[:, None]
+    goes = go_on & moves
+    on = mask & goes[:, None]
     tl.debug_barrier()  # several warps may hold a row: all have read v before one writes it
     for t in range(T):
         v = tl.load(search.v + at + t * NU, mask=mask, other=0.0)
         good = tl.load(search.good + at + t * NU, mask=mask, other=0.0)
         tl.store(search.good + at + t * NU, v, mask=mask & finite[:, None])
         v = tl.where(diverged[:, None], good, v)
-        if STEP:
-            g = tl.load(search.grad_u + at + t * NU, mask=mask, other=0.0)
-            if BOUNDING == "tanh":
-                g = _pull(v, g, low, high)
-            g = g * shrink
-            m = tl.load(search.m + at + t * NU, mask=mask, other=0.0)
-            s = tl.load(search.s + at + t * NU, mask=mask, other=0.0)
-            m += (1 - OPTIONS.beta1) * (g - m)
-            s = OPTIONS.beta2 * s + (1 - OPTIONS.beta2) * g * g
-            stepped = v - step_size * (m / bias1) / (tl.sqrt(s / bias2) + OPTIONS.eps)
-            v = tl.where(on, stepped, v)
-            tl.store(search.m + at + t * NU, m, mask=on)
-            tl.store(search.s + at + t * NU, s, mask=on)
-            if BOUNDING == "project":
-                v = clamp(v, low, high)
+        g = tl.load(search.grad_u + at + t * NU, mask=on, other=0.0)
+        if BOUNDING == "tanh":
+            g = _pull(v, g, low, high)
+        g = g * shrink
+        m = tl.load(search.m + at + t * NU, mask=on, other=0.0)
+        s = tl.load(search.s + at + t * NU, mask=on, other=0.0)
+        m += (1 - OPTIONS.beta1) * (g - m)
+        s = OPTIONS.beta2 * s + (1 - OPTIONS.beta2) * g * g
+        stepped = v - step_size * (m / bias1) / (tl.sqrt(s / bias2) + OPTIONS.eps)
+        v = tl.where(on, stepped, v)
+        tl.store(search.m + at + t * NU, m, mask=on)
+        tl.store(search.s + at + t * NU, s, mask=on)
+        if BOUNDING == "project":
+            v = tl.where(moves, clamp(v, low, high), v)
         tl.store(search.v + at + t * NU, v, mask=mask)
     taken = tl.load(search.taken + rows, mask=inside, other=0)
     tl.debug_barrier()  # a row's numbers may be read by several warps: all have, before one writes
-    if STEP:
-        tl.store(search.count + rows, count, mask=inside & go_on)
-        tl.store(search.taken + rows, taken + 1, mask=inside & go_on)
+    tl.store(search.count + rows, count, mask=inside & goes)
+    tl.store(search.taken + rows, taken + 1, mask=inside & goes)
     tl.store(search.active + rows, go_on.to(tl.int8), mask=inside)
     tl.store(search.diverged + rows, tl.full(diverged.shape, 1, tl.int8), mask=inside & diverged)
     tl.store(search.converged + rows, tl.full(converged.shape, 1, tl.int8), mask=inside & converged)

@@ -22,7 +22,7 @@ def obstacles(x: Tensor, u: Tensor, goal: Tensor, t: Tensor, params: dict[str, T
 
 
 def huber(x: Tensor, u: Tensor, goal: Tensor, t: Tensor, params: Any) -> Tensor:
-    return F.huber_loss(x @ _MIXING, goal.expand_as(x), reduction="none", delta=0.5).sum(-1) + 0.01 * u.abs().sum(-1)
+    return F.huber_loss(x @ _MIXING.to(x), goal.expand_as(x), reduction="none", delta=0.5).sum(-1) + 0.01 * u.abs().sum(-1)
 
 
 def hopper_like(x: Tensor, u: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def hopper_like(x: Tensor, u: Tensor) -> Tensor:
 def quadratic_in_time(x: Tensor, u: Tensor, goal: Tensor, t: Tensor, params: Tensor) -> Tensor:
     """A weight for each problem, discounted; the last steps count double."""
     weight = params * 0.9**t * torch.where(t >= 2, 2.0, 1.0)
-    return weight * torch.einsum("...i,ij,...j->...", x, _MIXING, x).square() + u.square().mean(-1)
+    return weight * torch.einsum("...i,ij,...j->...", x, _MIXING.to(x), x).square() + u.square().mean(-1)
 
 
 def swing(x: Tensor, u: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def branches(x: Tensor, u: Tensor) -> Tensor:
 
 
 def looks_up(x: Tensor, u: Tensor) -> Tensor:
-    table = torch.linspace(0, 1, 8)
+    table = torch.linspace(0, 1, 8).to(x)
     return table[(x[..., 0].clamp(0, 6)).long()] + x.square().sum(-1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,22 @@ def test_what_is_quicker_is_paid_back_by_and_by() -> None:
     assert cold.pays(replace(quick, warm=0.3), PLAIN) is None
     assert cold.pays(replace(quick, first=0.1), PLAIN) == 1
     assert cold.pays(replace(quick, imports=None, first=None, warm=None, reason="took more than 600 s"), PLAIN) is None
+
+
+def test_what_would_end_too_late_is_left_for_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lefts: list[float] = []
+
+    def child(text: str, name: str, device: str, left: float) -> dict[str, object] | None:
+        lefts.append(left)
+        return None if name == "compile" else {"imports": 1.0, "first": 2.0, "warm": 0.1}
+
+    monkeypatch.setattr(cold, "_child", child)
+    rows = list(cold.measure("2x32", ["adjoint", "compile", "auto"], "cpu", until=time.monotonic() + 100))
+    assert [row.rung for row in rows] == ["eager", "adjoint"] and all(90 < left <= 100 for left in lefts)
+
+
+def test_a_child_without_time_is_no_row() -> None:
+    assert cold._child("2x32", "eager", "cpu", -1.0) is None
 
 
 def test_the_table_has_the_parts() -> None:

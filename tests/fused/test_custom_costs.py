@@ -25,8 +25,9 @@ def plan(given: Given, backend: str, **options: Any) -> sgp.Plan:
         part.to(DEVICE)
     params = given.params(PROBLEMS)
     params = {n: p.to(DEVICE) for n, p in params.items()} if isinstance(params, dict) else params
-    goal = 0.2 * starts(PROBLEMS) if given.goal else None
-    return sgp.solve(made, PLANNER, starts(PROBLEMS), goal=goal, params=params, backend=backend, **options)
+    x0 = starts(PROBLEMS).to(DEVICE)
+    goal = 0.2 * x0 if given.goal else None
+    return sgp.solve(made, PLANNER, x0, goal=goal, params=params, backend=backend, **options)
 
 
 @pytest.mark.parametrize("backend", ["fused:tile", "fused:layered"])
@@ -75,7 +76,7 @@ def test_a_graph_serves_other_params_and_not_another_function() -> None:
     def cost(x: Tensor, u: Tensor, goal: Tensor, t: Tensor, params: Tensor) -> Tensor:
         return gain * (params * x).square().sum(-1) + u.square().sum(-1)
 
-    made, x0 = problem(cost), starts(PROBLEMS)
+    made, x0 = problem(cost), starts(PROBLEMS).to(DEVICE)
     for part in made.modules.values():
         part.to(DEVICE)
 

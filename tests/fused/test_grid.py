@@ -346,15 +346,3 @@ def test_more_programs_than_the_device_holds_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(GridPlan, "_check_residence", lambda self, device: None)
     with pytest.raises(RuntimeError, match="(?i)cooperative"):
         plan(published(1), "fused:grid", iterations=1)
-
-
-@pytest.mark.gpu
-def test_a_launch_that_is_refused_leaves_the_plan_to_another_regime(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: GridPlan, device: torch.device) -> None:
-        raise RuntimeError("the grid regime's programs cannot be resident at once: a test says so")
-
-    monkeypatch.setattr(GridPlan, "_check_residence", refuse)
-    monkeypatch.setenv("SGP_FAST_HOME", "/nonexistent")
-    made = plan(published(3, width=48), "fused", "bfloat16", iterations=2)
-    assert made.stats["regime"] != "grid"
-    assert "grid cannot run: RuntimeError: the grid regime's programs" in made.stats["choice"]

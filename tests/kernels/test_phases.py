@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgp_fast import kernels
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import Program, lay_out
 from sgp_fast.kernels.phases import (
@@ -222,3 +225,13 @@ def test_a_job_of_one_step_has_the_rows_of_one_step(size: int) -> None:
     assert items_of(Job("pull"), nets, tile, 64, 8) == -(-64 * 8 // tile.many.block_b)
     layer = Job("forward", "dynamics", 1)
     assert items_of(layer, nets, tile, 64, 8) == -(-64 // tile.few.block_b) * tile.few.chunks(256)
+
+
+@pytest.mark.parametrize("file", ["grid.py", "grid_rows.py", "slices.py"])
+def test_kernels_name_a_layouts_parts_before_they_give_them_on(file: str) -> None:
+    """Triton 3.6 takes an object that is read from a constant for no constant, unless it was given a name as one."""
+    tree = ast.parse((Path(kernels.__file__).parent / file).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) != "len"]
+    given = [argument for call in calls for argument in call.args]
+    read = [ast.unparse(argument) for argument in given if isinstance(argument, ast.Attribute | ast.Subscript)]
+    assert not [text for text in read if text.startswith("LAYOUT.")]

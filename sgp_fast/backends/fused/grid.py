@@ -77,8 +77,8 @@ class GridPlan:
             DYNAMICS=networks["dynamics"], SCORE=networks.get("score"), COST=networks.get("cost"),
             TERMINAL=networks.get("terminal"), LAYOUT=layout, PROGRAMS=self.programs, TILE=tile, T=T, NX=packed.nx,
             NU=packed.nu, NU_COLUMNS=padded(packed.nu), BOUNDING="none" if buffers.low is None else planner.bounding,
-            CHANGE=packed.control_change > 0, OPTIONS=options_of(packed, planner), num_warps=tile.warps,
-            num_stages=1,
+            CHANGE=packed.control_change > 0, HISTORY=0 if buffers.history is None else planner.iterations,
+            OPTIONS=options_of(packed, planner), num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
         self._synchronise = self.programs > 1 and not stepwise
         if self._synchronise and packed.device.type == "cuda":
@@ -86,16 +86,15 @@ class GridPlan:
 
     def iterate(self, first: int, last: int) -> None:
         """Enqueue iterations `first … last−1`."""
-        history = 0 if self.buffers.history is None else self.iterations
         with stage(WHOLE):
-            self._launch(first, last, self.settled, STEP=True, HISTORY=history, ONLY_DIVERGED=False)
+            self._launch(first, last, self.settled, moves=True, only_diverged=False)
 
     def evaluate(self, settled: bool) -> None:
         """Enqueue the evaluation and judgement of the last iterate; where one diverges, once more from where it was good."""
         at = self.iterations - 1
         with stage("last pass"):
             for again in (False, True):
-                self._launch(at, at + 1, at if settled else at + 1, STEP=False, HISTORY=0, ONLY_DIVERGED=again)
+                self._launch(at, at + 1, at if settled else at + 1, moves=False, only_diverged=again)
 
     @property
     def workspace(self) -> tuple[torch.Tensor, ...]:
@@ -106,18 +105,19 @@ class GridPlan:
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.scratch.values())
 
-    def _launch(self, first: int, last: int, settled: int, **constants: Any) -> None:
+    def _launch(self, first: int, last: int, settled: int, *, moves: bool, only_diverged: bool) -> None:
         first, last = first * self.phases, last * self.phases
         kernel: Any = grid_kernel[(self.programs,)]
+        how = (settled, int(moves), int(only_diverged))
         if not self.stepwise:
             self._counter.zero_()
-            kernel(*self._given(first, last, settled), **constants, **self._options)
+            kernel(*self._given(first, last, *how), **self._options)
             return
         for phase in range(first, last):
-            kernel(*self._given(phase, phase + 1, settled), **constants, **self._options)
+            kernel(*self._given(phase, phase + 1, *how), **self._options)
 
-    def _given(self, first: int, last: int, settled: int) -> tuple[Any, ...]:
-        return (*self._arguments, self._table, self._counter, self._zero, self.buffers.rows, first, last, settled)
+    def _given(self, *how: int) -> tuple[Any, ...]:
+        return (*self._arguments, self._table, self._counter, self._zero, self.buffers.rows, *how)
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -126,32 +126,23 @@ class GridPlan:
         return {**self._constants, "SYNCHRONISE": self._synchronise, **cooperative}
 
     def _check_residence(self, device: torch.device) -> None:
-        """Compile the kernels of a plan and hold their registers and shared memory against the device's."""
+        """Compile the kernel of a plan and hold its registers and shared memory against the device's."""
         found = torch.cuda.get_device_properties(device)
         # Triton compiles for the current device and loads there.
         with torch.cuda.device(device):
-            self._hold(found)
-
-    def _hold(self, found: Any) -> None:
-        history = 0 if self.buffers.history is None else self.iterations
-        kinds = [(True, history, False), (False, 0, False), (False, 0, True)]
-        for step, columns, again in kinds:
-            made: Any = grid_kernel.warmup(
-                *self._given(0, 1, 0), grid=(self.programs,), STEP=step, HISTORY=columns, ONLY_DIVERGED=again,
-                **self._options,
-            )  # fmt: skip
+            made: Any = grid_kernel.warmup(*self._given(0, 1, 0, 0, 0), grid=(self.programs,), **self._options)
             made._init_handles()
-            holds = resident_programs(
-                made.n_regs, made.metadata.shared, made.metadata.num_warps, found.multi_processor_count,
-                found.regs_per_multiprocessor, found.shared_memory_per_multiprocessor,
-                found.max_threads_per_multi_processor // 32,
-            )  # fmt: skip
-            if self.programs > holds:
-                raise RuntimeError(
-                    f"the grid regime's {self.programs} programs cannot be resident at once: {found.name} holds {holds} of "
-                    f"{made.n_regs} registers a thread and {made.metadata.shared} bytes of shared memory each; use "
-                    "backend='fused'"
-                )
+        holds = resident_programs(
+            made.n_regs, made.metadata.shared, made.metadata.num_warps, found.multi_processor_count,
+            found.regs_per_multiprocessor, found.shared_memory_per_multiprocessor,
+            found.max_threads_per_multi_processor // 32,
+        )  # fmt: skip
+        if self.programs > holds:
+            raise RuntimeError(
+                f"the grid regime's {self.programs} programs cannot be resident at once: {found.name} holds {holds} of "
+                f"{made.n_regs} registers a thread and {made.metadata.shared} bytes of shared memory each; use "
+                "backend='fused'"
+            )
 
 
 def multiprocessors(device: torch.device) -> int:

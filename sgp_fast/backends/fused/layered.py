@@ -74,11 +74,10 @@ class Layered:
     def iterate(self, first: int, last: int) -> None:
         """Enqueue iterations `first … last−1`."""
         self._begin()
-        history = 0 if self.buffers.history is None else self.iterations
         for i in range(first, last):
             self._evaluate(i)
             with stage("update"):
-                self._update(i, i >= self.settled, STEP=True, HISTORY=history)
+                self._update(i, i >= self.settled, moves=True)
 
     def evaluate(self, settled: bool) -> None:
         """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
@@ -86,7 +85,7 @@ class Layered:
             self._begin()
             for _ in range(2):
                 self._evaluate(self.iterations - 1)
-                self._update(self.iterations - 1, settled, STEP=False, HISTORY=0)
+                self._update(self.iterations - 1, settled, moves=False)
 
     @property
     def bytes(self) -> int:
@@ -238,16 +237,18 @@ class Layered:
             STEPS=rows // self._R, OUT_COLUMNS=OUT_COLUMNS, SIGN=SIGN,
         )  # fmt: skip
 
-    def _update(self, i: int, settled: bool, STEP: bool, HISTORY: int) -> None:
-        """Judge, and with STEP move, all problems."""
+    def _update(self, i: int, settled: bool, *, moves: bool) -> None:
+        """Judge all problems, and move them or not."""
         b, nu = self.buffers, self.packed.nu
+        history = 0 if b.history is None else self.iterations
         nu_columns = 1 << (nu - 1).bit_length()
         block = max(1, STEP_PROGRAM // nu_columns)
         constants: dict[str, Any] = dict(
             OPTIONS=self._options, T=self._T, NU=nu, NU_COLUMNS=nu_columns, BOUNDING=self._bounding,
-            CHANGE=self.packed.control_change > 0, STEP=STEP, HISTORY=HISTORY, BLOCK_B=block, num_warps=1,
+            CHANGE=self.packed.control_change > 0, HISTORY=history, BLOCK_B=block, num_warps=1,
         )  # fmt: skip
-        update_kernel[(-(-self._R // block),)](search_of(b), b.step_size, i, int(settled), self._R, **constants)
+        given = (search_of(b), b.step_size, i, int(settled), int(moves), self._R)
+        update_kernel[(-(-self._R // block),)](*given, **constants)
 
     def _launch(self, kernel: Any, rows: int, *arguments: Any, **constants: Any) -> None:
         """A kernel over whole tiles."""

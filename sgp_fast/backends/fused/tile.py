@@ -41,6 +41,7 @@ class TilePlan:
         self._constants: dict[str, Any] = dict(
             DYNAMICS=programs["dynamics"], SCORE=programs.get("score"), COST=costs[0], TERMINAL=costs[1], TILE=tile,
             T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=kept, SIZES=layout,
+            CHANGE=packed.control_change > 0, HISTORY=0 if buffers.history is None else planner.iterations,
             BOUNDING="none" if buffers.low is None else planner.bounding,
             OPTIONS=options_of(packed, planner), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
@@ -49,30 +50,28 @@ class TilePlan:
             FUNCTION=functions.running, LAST_FUNCTION=functions.terminal,
             PARAMS=0 if functions.params is None else functions.params.shape[1],
         )  # fmt: skip
-        self._change = packed.control_change > 0
 
     def iterate(self, first: int, last: int) -> None:
         """Enqueue iterations `first … last−1`."""
-        history = 0 if self.buffers.history is None else self.iterations
         with stage(WHOLE):
-            self._launch(first, last, self.settled, False, STEP=True, HISTORY=history)
+            self._launch(first, last, self.settled, moves=True, only_diverged=False)
 
     def evaluate(self, settled: bool) -> None:
         """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
         at = self.iterations - 1
         with stage("last pass"):
             for only_diverged in (False, True):
-                self._launch(at, at + 1, at if settled else at + 1, only_diverged, STEP=False, HISTORY=0)
+                self._launch(at, at + 1, at if settled else at + 1, moves=False, only_diverged=only_diverged)
 
     @property
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self._scratch, self._scratch32))
 
-    def _launch(self, first: int, last: int, settled: int, only_diverged: bool, STEP: bool, HISTORY: int) -> None:
+    def _launch(self, first: int, last: int, settled: int, *, moves: bool, only_diverged: bool) -> None:
         kernel: Any = plan_kernel[(self.blocks,)]
         kernel(
             *self._arguments, self._zero, self._scratch, self._scratch32, self.buffers.rows, first, last, settled,
-            ONLY_DIVERGED=only_diverged, STEP=STEP, HISTORY=HISTORY, CHANGE=self._change, **self._constants,
+            int(moves), int(only_diverged), **self._constants,
         )  # fmt: skip
 
 

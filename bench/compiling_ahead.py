@@ -1,0 +1,117 @@
+"""Compiling kernels before they are needed, many at once: one is a matter of seconds, a session's of many minutes.
+
+    python -m bench.compiling_ahead [SM]
+
+What is compiled goes to Triton's cache on disk, from where other processes take it. Without a GPU it is compiled for `SM`
+(90, say), to be carried to a machine that has one, which must have the same triton, and look for its cache at the same path.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .sweep import Spec
+
+# Ways that a regime may have for a size.
+MOST = {"tile": 3, "layered": 1, "grid": 1}
+Job = tuple[Spec, str, int]
+
+
+def compile_all(specs: Iterable[Spec], seconds: float, arch: int | None = None) -> int:
+    """Compile what `fused` plans these cases with; returns how many of the jobs were left when the seconds had passed.
+
+    arch  of a GPU that is not here; None compiles for the one that is
+    """
+    jobs = _in_order((spec, regime, number) for spec in specs for regime in MOST for number in range(MOST[regime]))
+    workers = min(len(jobs), os.cpu_count() or 1)
+    until, left = time.monotonic() + seconds, len(jobs)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    futures = {pool.submit(compile_one, *job, arch): job for job in jobs}
+    try:
+        for future in as_completed(futures, timeout=max(1.0, until - time.monotonic())):
+            left -= 1
+            told = future.exception() or future.result()
+            if told is not None:
+                print(told, flush=True)
+    except TimeoutError:
+        pass
+    processes = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=left == 0, cancel_futures=True)
+    for process in processes if left else ():
+        process.terminate()
+    print(f"{len(jobs) - left} of {len(jobs)} jobs done by {workers} processes", flush=True)
+    return left
+
+
+def compile_one(spec: Spec, regime: str, number: int, arch: int | None) -> str | None:
+    """Compile the kernels of one way to plan a case, of that number among the regime's; what came of it, in a line."""
+    from sgp_fast.backends.fused.backend import candidates_of
+    from sgp_fast.backends.fused.graphs import bucket
+    from sgp_fast.backends.fused.work import PlanWork
+    from sgp_fast.solving import job_of
+
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    case = spec.make().to("cpu" if arch else "cuda:0")
+    once = replace(case.planner, iterations=1)
+    job, size = job_of(case.problem, once, case.x0), bucket(len(case.x0))
+    ways = list(candidates_of(job, size, regime).items())
+    if number >= len(ways):
+        return None
+    name, make = ways[number]
+    try:
+        with launching_nothing(arch):
+            PlanWork(job.problem, job, size, case.device, make).body()
+    except ValueError:
+        return None  # what the regime does not cover
+    except Exception as why:
+        return f"{case.name}, {name}: {type(why).__name__}: {' '.join(str(why).split())[:300]}"
+    return f"{case.name}, {name}: {time.perf_counter() - began:.0f} s"
+
+
+def launching_nothing(arch: int | None) -> Any:
+    """Inside, launches of Triton kernels compile them and no more."""
+    from triton.runtime.jit import JITFunction
+
+    stack = ExitStack()
+    if arch is not None:
+        from .offline import targeting
+
+        stack.enter_context(targeting(arch))
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        return run(self, *args, grid=grid, warmup=True, **kwargs)
+
+    JITFunction.run = compile_only  # pyright: ignore[reportAttributeAccessIssue]
+    stack.callback(setattr, JITFunction, "run", run)
+    return stack
+
+
+def _in_order(jobs: Iterable[Job]) -> list[Job]:
+    """Sizes share most kernels: first a job of each kind, then those that will find what the first ones compiled."""
+    seen: Counter[tuple[object, ...]] = Counter()
+    found = []
+    for job in jobs:
+        spec, regime, number = job
+        kind = (spec.width, spec.horizon, spec.precision, regime, number)
+        found.append((seen[kind], job))
+        seen[kind] += 1
+    return [job for _, job in sorted(found, key=lambda item: item[0])]
+
+
+if __name__ == "__main__":
+    from .gpu_session import COMPILED
+
+    sys.exit(compile_all(COMPILED, 3600.0, int(sys.argv[1]) if len(sys.argv) > 1 else None) > 0)
