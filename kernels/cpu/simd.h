@@ -36,6 +36,15 @@ static inline void store(float* p, vfloat v) { memcpy(p, &v, sizeof v); }
 static inline vfloat splat(float x) { return x - vfloat{}; }
 static inline vint splat(int32_t x) { return x - vint{}; }
 
+// Holds v in its register: a vector with several uses GCC may read from memory again for each, and loads are then the limit.
+static inline void hold(vfloat& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#else
+  (void)v;
+#endif
+}
+
 // Lane by lane `mask ? a : b`. A comparison with NaN is false, so a NaN always takes b: the clamps below rely on it.
 static inline vfloat select(vint mask, vfloat a, vfloat b) { return (vfloat)(((vint)a & mask) | ((vint)b & ~mask)); }
 
