@@ -180,6 +180,7 @@ def launches(arch: int) -> Iterator[Launch]:
             yield _network(name, packed, tile, vjp)
     yield _layered(1024)
     yield _plan(256, "bf16", picked(256, "bf16")[0], "iterate", traced=True)
+    yield _rollout(256, "bf16", picked(256, "bf16")[0], "candidates", traced=True)
     if arch in PROGRAMS:
         for width, problems, dtype, what in GRIDS:
             yield _grid(width, problems, dtype, what, PROGRAMS[arch])
@@ -275,18 +276,29 @@ def _limits(arch: int) -> DeviceLimits:
 @functools.cache
 def _packed(width: int, dtype: torch.dtype, traced: bool = False) -> tuple[Case, PackedProblem]:
     case = make_case(width, 1)
-    goal = params = None
+    goal, params = _given(traced)
     if traced:
-        case = replace(case, problem=replace(case.problem, cost=_around_obstacles))
-        goal, params = torch.zeros(NX), {"centre": torch.zeros(1, 3, 2), "radius": torch.ones(1, 3)}
+        case = replace(case, problem=replace(case.problem, cost=_around_obstacles, terminal=_apart))
     functions = Functions(job_of(case.problem, case.planner, case.x0, goal=goal, params=params), ROWS, CPU)
     return case, PackedProblem(case.problem, dtype, CPU, functions)
+
+
+def _given(traced: bool) -> tuple[torch.Tensor | None, dict[str, torch.Tensor] | None]:
+    """Goal and params of one problem, where its cost is one to be traced."""
+    if not traced:
+        return None, None
+    return torch.zeros(1, NX), {"centre": torch.zeros(1, 3, 2), "radius": torch.ones(1, 3)}
 
 
 def _around_obstacles(x: torch.Tensor, u: torch.Tensor, goal: torch.Tensor, t: Any, params: Any) -> torch.Tensor:
     """A cost as a user writes it, to be traced: to a goal, around round obstacles."""
     depth = params["radius"] - (x[..., None, :2] - params["centre"]).norm(dim=-1)
     return (x - goal).square().sum(-1) + 100 * depth.clamp(min=0).square().sum(-1) + 0.01 * u.square().sum(-1)
+
+
+def _apart(x: torch.Tensor, goal: torch.Tensor, params: Any) -> torch.Tensor:
+    """A terminal cost, likewise."""
+    return (x - goal).norm(dim=-1) + (x[..., None, :2] - params["centre"]).square().sum(-1).reciprocal().amax(-1)
 
 
 def _plan(width: int, dtype: str, tile: Tile, what: str, traced: bool = False) -> Launch:
@@ -315,24 +327,25 @@ def _plan(width: int, dtype: str, tile: Tile, what: str, traced: bool = False) -
     return Launch(name, f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
 
 
-def _rollout(width: int, dtype: str, tile: Tile, what: str) -> Launch:
+def _rollout(width: int, dtype: str, tile: Tile, what: str, traced: bool = False) -> Launch:
     """The costs of a block of candidates; or the values of a block of plans, with the score."""
     kind = DTYPES[dtype][0]
-    case, packed = _packed(width, kind)
+    case, packed = _packed(width, kind, traced)
     networks = {name: model.network.program for name, model in packed.models.items()}
 
     def run() -> None:
-        work = _sampling(width, dtype, tile)
+        work = _sampling(width, dtype, tile, traced)
         if what == "candidates":
             work.roll_out(0)
         else:
             work.evaluate()
 
-    used = ("dynamics", "cost") if what == "candidates" else ("dynamics", "cost", "score")
+    used = [name for name in networks if name != "score" or what == "plan"]
     step = Work(0, 0)
     for name in used:
         step += _forward(networks[name], tile, kind)
-    return Launch(f"rollout_kernel {what}", f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
+    name = f"rollout_kernel {what}{' (traced cost)' if traced else ''}"
+    return Launch(name, f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
 
 
 def _refit() -> Launch:
@@ -340,14 +353,14 @@ def _refit() -> Launch:
     return Launch("refit", "none", "bf16", lambda: _sampling(256, "bf16", Tile(64)).refit(0), scale=ROWS // 64)
 
 
-def _sampling(width: int, dtype: str, tile: Tile) -> RolloutWork:
+def _sampling(width: int, dtype: str, tile: Tile, traced: bool = False) -> RolloutWork:
     """MPPI with a block of candidates for one problem."""
-    case, _ = _packed(width, DTYPES[dtype][0])
+    case, _ = _packed(width, DTYPES[dtype][0], traced)
     precision: Any = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}[dtype]
     planner = MPPI(HORIZON, 1, tile.block_b, precision=precision)
     controls, bound = torch.ones(1, HORIZON, NU), torch.ones(1, NU)
     job = SamplingJob(
-        case.problem, planner, torch.zeros(1, NX), 0 * controls, controls, -bound, bound, None, None, 0, 0.0, 0,
+        case.problem, planner, torch.zeros(1, NX), 0 * controls, controls, -bound, bound, *_given(traced), 0, 0.0, 0,
         torch.zeros(1, dtype=torch.int64), float("inf"),
     )  # fmt: skip
     return RolloutWork(job, 1, tile)

@@ -2,6 +2,8 @@
 
     c(x, u, goal, t, params), ∂c   recorded for one row (`kernels.traced`), held against the cost itself, kept while it stays
 
+For sampling planners it is the value alone: their costs need no gradient.
+
 A trace holds the numbers that the function saw: weights, constants, globals. Before every plan `sight` looks whether one of
 these has changed, and the cost is called on some rows: where it gives other values than before, it is traced anew.
 """
@@ -30,6 +32,7 @@ from ..costs import (
 from ..kernels.traced.expression import Expression
 from ..kernels.traced.trace import Features, Params, Untraceable, pack_params, trace
 from .job import Job
+from .sampling import SamplingJob, running_values, terminal_values
 from .sight import Sight, sight
 
 OURS = (LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue)
@@ -79,8 +82,8 @@ def is_custom(part: Any) -> bool:
     return part is not None and type(part) not in OURS
 
 
-def custom_costs(job: Job) -> CustomCosts:
-    """Of a job, traced where they can be."""
+def custom_costs(job: Job | SamplingJob) -> CustomCosts:
+    """Of a job, traced where they can be; with their gradients, where the planner follows them."""
     running, terminal = job.problem.cost, job.problem.terminal
     return CustomCosts(
         _current(running, job, False) if is_custom(running) else None,
@@ -96,7 +99,7 @@ def sights(*costs: Any) -> tuple[Sight, ...]:
 class Probe:
     """Rows of a cost, around the start states of a job's problems, at all steps: fewer problems are varied and repeated."""
 
-    def __init__(self, features: Features, job: Job) -> None:
+    def __init__(self, features: Features, job: Job | SamplingJob) -> None:
         self._features = features
         problems, T = len(job.x0), job.planner.horizon
         of = torch.arange(PROBED, device=job.x0.device) % problems
@@ -113,6 +116,9 @@ class Probe:
 
     def results(self, cost: Any) -> Tensor:
         """Values and gradients of a cost, `[..., outputs]`; ValueError where they have other shapes than rows have."""
+        if not self._features.gradient:
+            of = terminal_values if self._features.terminal else running_values
+            return of(cost, *self._arguments)[..., None]
         value, *grads = cost.value_and_grad(*self._arguments)
         wanted = [self.x] if self._features.terminal else [self.x, self.u]
         if value.shape != self.x.shape[:-1] or [g.shape for g in grads] != [z.shape for z in wanted]:
@@ -164,8 +170,9 @@ _of_functions: weakref.WeakKeyDictionary[Any, dict[Any, Kept]] = weakref.WeakKey
 _of_objects: OrderedDict[int, tuple[Any, dict[Any, Kept]]] = OrderedDict()
 
 
-def _current(cost: Cost | TerminalCost, job: Job, terminal: bool) -> Traced | Called:
-    features = Features.of(job.x0.shape[1], job.u.shape[2], job.goal, job.params, terminal)
+def _current(cost: Cost | TerminalCost, job: Job | SamplingJob, terminal: bool) -> Traced | Called:
+    gradient, controls = (True, job.u) if isinstance(job, Job) else (False, job.mean)
+    features = Features.of(job.x0.shape[1], controls.shape[2], job.goal, job.params, terminal, gradient)
     params = job.params if isinstance(job.params, dict) else {"": job.params}
     kinds = tuple(None if p is None else p.dtype for p in params.values())
     key = (features, job.x0.dtype, job.x0.device, kinds, job.planner.horizon)
@@ -198,10 +205,14 @@ def _store(cost: Any) -> dict[Any, Kept]:
     return found[1]
 
 
-def _made(cost: Cost | TerminalCost, features: Features, job: Job, probe: Probe) -> Traced | Called:
+def _made(cost: Cost | TerminalCost, features: Features, job: Job | SamplingJob, probe: Probe) -> Traced | Called:
+    def values(*arguments: Any) -> tuple[Tensor]:
+        return ((terminal_values if features.terminal else running_values)(cost, *arguments),)
+
     theirs = probe.results(cost)
     try:
-        expression = trace(cost.value_and_grad, features, job.x0.dtype, job.params, job.x0.device)
+        function = cost.value_and_grad if features.gradient else values
+        expression = trace(function, features, job.x0.dtype, job.params, job.x0.device)
     except Untraceable as why:
         return Called(str(why))
     ours = expression.evaluate(probe.rows())

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from .. import eager
 from ..coverage import foreign_part
 from ..custom import CustomCosts, custom_costs
 from ..job import Iteration, Job
+from ..sampling import SamplingJob
 from .choice import Key, choose, user_store
 from .device import CudaDevice, Device, EagerDevice
 from .graphs import GraphCache, GraphStats, bucket
@@ -28,6 +29,7 @@ from .packed import sources
 from .work import Make, PlanWork, Slices
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+Jobs = TypeVar("Jobs", Job, SamplingJob)
 
 
 def why_unavailable() -> str | None:
@@ -151,7 +153,7 @@ class Fused:
         return choice.chosen, choice.reason
 
 
-def traced(job: Job) -> tuple[Job, CustomCosts]:
+def traced(job: Jobs) -> tuple[Jobs, CustomCosts]:
     """The costs of a job that are not of ours, and the job with as much time left as before they were traced."""
     began = time.monotonic()
     costs = custom_costs(job)
@@ -184,9 +186,9 @@ def device_of(device: torch.device, captured: bool = True) -> Device:
     return _of(device.type, _index(device), captured)[0]
 
 
-def graphs_of(device: torch.device) -> GraphCache[PlanWork | Slices]:
+def graphs_of(device: torch.device, captured: bool = True) -> GraphCache[PlanWork | Slices]:
     """The graphs of a device, one cache for the process: planners share its bounds."""
-    return _of(device.type, _index(device), True)[1]
+    return _of(device.type, _index(device), captured)[1]
 
 
 @functools.cache

@@ -47,7 +47,7 @@ class TilePlan:
         functions = packed.functions
         self._constants |= dict(
             FUNCTION=functions.running, LAST_FUNCTION=functions.terminal,
-            PARAMS=0 if functions.params is None else functions.params.shape[1],
+            PARAMS=functions.params_width,
         )  # fmt: skip
         self._change = packed.control_change > 0
 
