@@ -184,6 +184,7 @@ def launches(arch: int) -> Iterator[Launch]:
     if arch in PROGRAMS:
         for width, problems, dtype, what in GRIDS:
             yield _grid(width, problems, dtype, what, PROGRAMS[arch])
+        yield _grid(256, 1, "bf16", "iterate", PROGRAMS[arch], traced=True)
 
 
 def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[KernelRow]:
@@ -403,16 +404,16 @@ def _layered(width: int) -> Launch:
     return Launch("pointwise", f"layered SGP 4×{width}", "bf16", run, scale=ROWS // rows)
 
 
-def _grid(width: int, problems: int, dtype: str, what: str, programs: int) -> Launch:
+def _grid(width: int, problems: int, dtype: str, what: str, programs: int, traced: bool = False) -> Launch:
     """All iterations of a few problems on all multiprocessors; or their evaluation."""
     kind, precision = DTYPES[dtype]
-    case, packed = _packed(width, kind)
+    case, packed = _packed(width, kind, traced)
     names: dict[str, Precision] = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}
     planner = replace(case.planner, precision=names[dtype])
 
     def run() -> None:
         buffers = Buffers.allocate(
-            problems, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=False, with_history=False
+            problems, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=traced, with_history=False
         )
         plan = GridPlan(packed, planner, buffers, planner.iterations, programs=programs)
         if what == "iterate":
@@ -424,7 +425,8 @@ def _grid(width: int, problems: int, dtype: str, what: str, programs: int) -> La
     tile = tile_for(problems, HORIZON, kind.itemsize, precision)
     found = count(networks, HORIZON, problems, tile, programs, kind.itemsize)
     work = Work(found.flops, found.weights + found.rows)
-    return Launch(f"grid_kernel {what}, {problems} problems", f"SGP 4×{width}", dtype, run, work=work)
+    name = f"grid_kernel {what}, {problems} problems{' (traced cost)' if traced else ''}"
+    return Launch(name, f"SGP 4×{width}", dtype, run, work=work)
 
 
 def _blocks(tile: Tile) -> int:

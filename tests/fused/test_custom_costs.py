@@ -30,7 +30,7 @@ def plan(given: Given, backend: str, planner: Any = PLANNER, terminal: Any = end
     return sgp.solve(made, planner, starts(PROBLEMS), goal=goal, params=params, backend=backend, **options)
 
 
-@pytest.mark.parametrize("backend", ["fused:tile", "fused:layered"])
+@pytest.mark.parametrize("backend", ["fused:tile", "fused:layered", "fused:grid"])
 @pytest.mark.parametrize("name", ["obstacles", "time", "kinks"])
 def test_a_traced_cost_plans_as_the_eager_planner_does(name: str, backend: str) -> None:
     ours, theirs = plan(TRACEABLE[name], backend), plan(TRACEABLE[name], "eager")
@@ -139,7 +139,7 @@ def _sampled(cost: Any, x0: Tensor) -> sgp.Plan:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["fused:tile", "fused:layered"])
+@pytest.mark.parametrize("backend", ["fused:tile", "fused:layered", "fused:grid"])
 @pytest.mark.parametrize("name", TRACEABLE)
 def test_every_traced_cost_on_a_gpu(name: str, backend: str) -> None:
     ours, theirs = plan(TRACEABLE[name], backend), plan(TRACEABLE[name], "eager")
@@ -153,8 +153,47 @@ def test_a_cost_that_reads_numbers_of_the_device_is_called_without_a_graph() -> 
             raise ValueError("far away")
         return x.square().sum(-1) + u.square().sum(-1)
 
-    ours, theirs = plan(Given(guarded), "fused"), plan(Given(guarded), "eager")
-    assert relative(ours.u, theirs.u) < 1e-4 and "called in PyTorch" in ours.stats["cost"]
+    ours, theirs = plan(Given(guarded), "fused:layered"), plan(Given(guarded), "eager")
+    assert relative(ours.u, theirs.u) < 1e-4
+    assert "called in PyTorch" in ours.stats["cost"] and "without a graph: Python waits" in ours.stats["cost"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["sgp", "cem"])
+def test_calls_in_a_graph_on_a_gpu_follow_what_the_cost_sees(kind: str) -> None:
+    """`tests/fused/test_called_costs` has more of this, on a device that captures likewise."""
+    state = {"target": torch.zeros(NX, device=DEVICE)}
+
+    def cost(x: Tensor, u: Tensor, goal: Tensor, t: Tensor, params: Tensor) -> Tensor:
+        table = torch.linspace(0, 1, 8, device=x.device)
+        distance = (x - state["target"] - goal).square().sum(-1)
+        return params * distance + (t + 1) * u.square().sum(-1) + table[x[..., 0].clamp(0, 6).long()]
+
+    made = problem(cost)
+    for part in made.modules.values():
+        part.to(DEVICE)
+    planner, backend = (PLANNER, "fused:layered") if kind == "sgp" else (SAMPLERS["cem"], "fused")
+
+    def check(scale: float) -> int:
+        options: dict[str, Any] = {"goal": 0.1 * starts(PROBLEMS), "params": scale * torch.linspace(0.5, 2, PROBLEMS)}
+        ours, theirs = (sgp.solve(made, planner, scale * starts(PROBLEMS), backend=b, **options) for b in (backend, "eager"))
+        assert relative(ours.u, theirs.u) < 1e-4 and relative(ours.cost, theirs.cost) < 1e-4
+        assert ours.stats["cost"].endswith("; in the graph"), ours.stats["cost"]
+        return graph_stats(DEVICE).captures
+
+    captures = check(1.0)
+    assert check(-0.5) == captures
+    state["target"].add_(0.5)
+    assert check(1.0) == captures
+    state["target"] = torch.full((NX,), -0.5, device=DEVICE)
+    assert check(1.0) == captures + 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TRACEABLE)
+def test_every_traced_cost_of_candidates_on_a_gpu(name: str) -> None:
+    ours, theirs = (plan(TRACEABLE[name], backend, SAMPLERS["cem"], seed=3) for backend in ("fused", "eager"))
+    assert relative(ours.u, theirs.u) < 1e-4 and relative(ours.cost, theirs.cost) < 1e-4
 
 
 def test_one_that_cannot_be_traced_is_called_between_the_kernels() -> None:
@@ -164,8 +203,9 @@ def test_one_that_cannot_be_traced_is_called_between_the_kernels() -> None:
     for key, t in ours.tensors().items():
         assert relative(t.float(), wanted[key].float()) < 2e-5, key
     assert ours.stats["regime"] == "layered" and "called in PyTorch" in ours.stats["cost"] and words in ours.stats["cost"]
-    with pytest.raises(ValueError, match=words):
-        plan(Given(function), "fused:tile")
+    for regime in ("tile", "grid"):
+        with pytest.raises(ValueError, match=words):
+            plan(Given(function), f"fused:{regime}")
 
 
 def test_a_graph_serves_other_params_and_not_another_function() -> None:
