@@ -7,7 +7,7 @@ import time
 from collections.abc import Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from ..coverage import foreign_part
 from ..custom import CustomCosts
 from ..sampling import NUMBERS, SamplingJob, Values, conclude, members_of, over_members, take
 from .arguments import model_of
-from .backend import PRECISIONS, device_of, graphs_of, interpreting, traced
+from .backend import PRECISIONS, device_of, in_graph, interpreting, told, traced, using
+from .device import Device
 from .functions import Functions, own
 from .graphs import GraphCache, bucket, copy_in
 from .packed import PackedProblem, sources
@@ -280,29 +281,30 @@ class FusedSampling:
 
     @torch.no_grad()
     def run(self, job: SamplingJob) -> Plan:
-        planner, device, taken = job.planner, job.x0.device, job.planner.iterations
+        planner, device = job.planner, job.x0.device
         batch, (job, costs) = len(job.x0), traced(job)
         size = bucket(batch)
         tile = tile_of(job.problem, planner, size * planner.samples, device)
         assert tile is not None  # `why_not` has found one
-        # One cache holds the graphs of a device, whatever they plan; a key's work is always of one kind.
-        cache = cast("GraphCache[RolloutWork]", graphs_of(device, costs.split is None))
-
         def made() -> RolloutWork:
             return RolloutWork(job, size, tile)
 
-        with cache.lock:
+        # One cache holds the graphs of a device, whatever they plan; a key's work is always of one kind.
+        def use(_: Device, cache: GraphCache[Any]) -> tuple[RolloutWork, int]:
             entry = cache.get(_key(job, size, costs), sources(job.problem), made)
             work = entry.work
             work.load(job)
             if job.deadline < math.inf:
-                taken = _until(job, work)
-            else:
-                entry.graph.replay()
+                return work, _until(job, work)
+            entry.graph.replay()
+            return work, planner.iterations
+
+        with using(device):
+            work, taken = in_graph(job, costs, use)
             u, values, found = work.results(batch)
         plan = conclude(job, u, values, found, taken)
-        stats = {"regime": f"rollout, tile of {tile.block_b} rows", "bucket": size, "graphs": vars(cache.stats).copy()}
-        return replace(plan, stats=stats | costs.told)
+        stats = {"regime": f"rollout, tile of {tile.block_b} rows", "bucket": size, **told(device, costs)}
+        return replace(plan, stats=stats)
 
 
 def _until(job: SamplingJob, work: RolloutWork) -> int:
