@@ -177,9 +177,11 @@ def launches(arch: int) -> Iterator[Launch]:
             yield _network(name, packed, tile, vjp)
     yield _layered(1024)
     yield _plan(256, "bf16", picked(256, "bf16")[0], traced=True)
+    yield _rollout(256, "bf16", picked(256, "bf16")[0], "candidates", traced=True)
     if arch in PROGRAMS:
         for width, problems, dtype in GRIDS:
             yield _grid(width, problems, dtype, PROGRAMS[arch])
+        yield _grid(256, 1, "bf16", PROGRAMS[arch], traced=True)
 
 
 def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[KernelRow]:
@@ -271,18 +273,29 @@ def _limits(arch: int) -> DeviceLimits:
 @functools.cache
 def _packed(width: int, dtype: torch.dtype, traced: bool = False) -> tuple[Case, PackedProblem]:
     case = make_case(width, 1)
-    goal = params = None
+    goal, params = _given(traced)
     if traced:
-        case = replace(case, problem=replace(case.problem, cost=_around_obstacles))
-        goal, params = torch.zeros(NX), {"centre": torch.zeros(1, 3, 2), "radius": torch.ones(1, 3)}
+        case = replace(case, problem=replace(case.problem, cost=_around_obstacles, terminal=_apart))
     functions = Functions(job_of(case.problem, case.planner, case.x0, goal=goal, params=params), ROWS, CPU)
     return case, PackedProblem(case.problem, dtype, CPU, functions)
+
+
+def _given(traced: bool) -> tuple[torch.Tensor | None, dict[str, torch.Tensor] | None]:
+    """Goal and params of one problem, where its cost is one to be traced."""
+    if not traced:
+        return None, None
+    return torch.zeros(1, NX), {"centre": torch.zeros(1, 3, 2), "radius": torch.ones(1, 3)}
 
 
 def _around_obstacles(x: torch.Tensor, u: torch.Tensor, goal: torch.Tensor, t: Any, params: Any) -> torch.Tensor:
     """A cost as a user writes it, to be traced: to a goal, around round obstacles."""
     depth = params["radius"] - (x[..., None, :2] - params["centre"]).norm(dim=-1)
     return (x - goal).square().sum(-1) + 100 * depth.clamp(min=0).square().sum(-1) + 0.01 * u.square().sum(-1)
+
+
+def _apart(x: torch.Tensor, goal: torch.Tensor, params: Any) -> torch.Tensor:
+    """A terminal cost, likewise."""
+    return (x - goal).norm(dim=-1) + (x[..., None, :2] - params["centre"]).square().sum(-1).reciprocal().amax(-1)
 
 
 def _plan(width: int, dtype: str, tile: Tile, traced: bool = False) -> Launch:
@@ -307,24 +320,25 @@ def _plan(width: int, dtype: str, tile: Tile, traced: bool = False) -> Launch:
     return Launch(name, f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
 
 
-def _rollout(width: int, dtype: str, tile: Tile, what: str) -> Launch:
+def _rollout(width: int, dtype: str, tile: Tile, what: str, traced: bool = False) -> Launch:
     """The costs of a block of candidates; or the values of a block of plans, with the score."""
     kind = DTYPES[dtype][0]
-    case, packed = _packed(width, kind)
+    case, packed = _packed(width, kind, traced)
     networks = {name: model.network.program for name, model in packed.models.items()}
 
     def run() -> None:
-        work = _sampling(width, dtype, tile)
+        work = _sampling(width, dtype, tile, traced)
         if what == "candidates":
             work.roll_out(0)
         else:
             work.evaluate()
 
-    used = ("dynamics", "cost") if what == "candidates" else ("dynamics", "cost", "score")
+    used = [name for name in networks if name != "score" or what == "plan"]
     step = Work(0, 0)
     for name in used:
         step += _forward(networks[name], tile, kind)
-    return Launch(f"rollout_kernel {what}", f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
+    name = f"rollout_kernel {what}{' (traced cost)' if traced else ''}"
+    return Launch(name, f"SGP 4×{width}", dtype, run, tile, step * (HORIZON * _blocks(tile)))
 
 
 def _refit() -> Launch:
@@ -332,14 +346,14 @@ def _refit() -> Launch:
     return Launch("refit", "none", "bf16", lambda: _sampling(256, "bf16", Tile(64)).refit(0), scale=ROWS // 64)
 
 
-def _sampling(width: int, dtype: str, tile: Tile) -> RolloutWork:
+def _sampling(width: int, dtype: str, tile: Tile, traced: bool = False) -> RolloutWork:
     """MPPI with a block of candidates for one problem."""
-    case, _ = _packed(width, DTYPES[dtype][0])
+    case, _ = _packed(width, DTYPES[dtype][0], traced)
     precision: Any = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}[dtype]
     planner = MPPI(HORIZON, 1, tile.block_b, precision=precision)
     controls, bound = torch.ones(1, HORIZON, NU), torch.ones(1, NU)
     job = SamplingJob(
-        case.problem, planner, torch.zeros(1, NX), 0 * controls, controls, -bound, bound, None, None, 0, 0.0, 0,
+        case.problem, planner, torch.zeros(1, NX), 0 * controls, controls, -bound, bound, *_given(traced), 0, 0.0, 0,
         torch.zeros(1, dtype=torch.int64), float("inf"),
     )  # fmt: skip
     return RolloutWork(job, 1, tile)
@@ -382,16 +396,16 @@ def _layered(width: int) -> Launch:
     return Launch("pointwise", f"layered SGP 4×{width}", "bf16", run, scale=ROWS // rows)
 
 
-def _grid(width: int, problems: int, dtype: str, programs: int) -> Launch:
+def _grid(width: int, problems: int, dtype: str, programs: int, traced: bool = False) -> Launch:
     """All iterations of a few problems on all multiprocessors, by the kernel that makes their evaluation, too."""
     kind, precision = DTYPES[dtype]
-    case, packed = _packed(width, kind)
+    case, packed = _packed(width, kind, traced)
     names: dict[str, Precision] = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}
     planner = replace(case.planner, precision=names[dtype])
 
     def run() -> None:
         buffers = Buffers.allocate(
-            problems, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=False, with_history=False
+            problems, HORIZON, NX, NU, planner.iterations, CPU, bounded=True, with_goal=traced, with_history=False
         )
         GridPlan(packed, planner, buffers, planner.iterations, programs=programs).iterate(0, planner.iterations)
 
@@ -399,7 +413,8 @@ def _grid(width: int, problems: int, dtype: str, programs: int) -> Launch:
     tile = tile_for(problems, HORIZON, kind.itemsize, precision)
     found = count(networks, HORIZON, problems, tile, programs, kind.itemsize)
     work = Work(found.flops, found.weights + found.rows)
-    return Launch(f"grid_kernel iterate, {problems} problems", f"SGP 4×{width}", dtype, run, work=work)
+    name = f"grid_kernel iterate, {problems} problems{' (traced cost)' if traced else ''}"
+    return Launch(name, f"SGP 4×{width}", dtype, run, work=work)
 
 
 def _blocks(tile: Tile) -> int:

@@ -48,6 +48,7 @@ from .grid_rows import (
     rows_at,
     states,
     store_states,
+    traced,
 )  # fmt: skip
 from .layers import columns_of
 from .phases import MAX_ROWS
@@ -60,7 +61,8 @@ MOST = tl.constexpr(MAX_ROWS)
 class Scratch(NamedTuple):
     """Pointers to what the programs leave for one another, float32: a `phases.Slab` a network, and the `pull` of the costs.
 
-    dynamics, score and cost have a row a step and problem, step by step; terminal one a problem; pull [T·R, columns].
+    dynamics, score and cost have a row a step and problem, step by step; terminal one a problem; pull [T·R, columns]. With
+    traced costs it has R rows more, for the terminal one, and `form` is as large: each program reads its own rows there.
     """
 
     dynamics: Any
@@ -68,6 +70,7 @@ class Scratch(NamedTuple):
     cost: Any
     terminal: Any
     pull: Any
+    form: Any
 
 
 @triton.jit(do_not_specialize=["rows_total", "first", "last", "settled", "moves", "only_diverged"])
@@ -77,7 +80,7 @@ def grid_kernel(
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, LAYOUT: tl.constexpr,
     PROGRAMS: tl.constexpr, SYNCHRONISE: tl.constexpr, TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr,
     NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr,
-    OPTIONS: tl.constexpr,
+    OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
     """Phases `first … last−1`, counted from the first iteration's; `counter` is zero at the start.
 
@@ -105,7 +108,7 @@ def grid_kernel(
                         _run(
                             item, t, dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, step, scratch,
                             zero_ptr, rows_total, job, DYNAMICS, SCORE, COST, TERMINAL, LAYOUT, TILE, T, NX, NU,
-                            NU_COLUMNS, BOUNDING, CHANGE, HISTORY, OPTIONS,
+                            NU_COLUMNS, BOUNDING, CHANGE, HISTORY, OPTIONS, FUNCTION, LAST_FUNCTION, PARAMS,
                         )  # fmt: skip
             lane = ((lane - items) % PROGRAMS + PROGRAMS) % PROGRAMS
         if SYNCHRONISE:  # noqa: SIM102
@@ -130,6 +133,7 @@ def _run(
     NUMBER: tl.constexpr, DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr,
     LAYOUT: tl.constexpr, TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr,
     NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr, OPTIONS: tl.constexpr,
+    FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
     """One item of the job of that number."""
     # Named before they are given on: to triton 3.6, a constant's attribute is no constant unless it is a number.
@@ -176,6 +180,8 @@ def _run(
                 value, costate = quadratic(
                     x, costs.terminal, costs.goal, costs.last_own_goal, at, search, rows, FEW, T, NX, NU, BOUNDING
                 )
+            if LAST_FUNCTION is not None:
+                value, costate = traced(x, costs.goal, costs.params, scratch, rows, LAST_FUNCTION, NX, PARAMS)
             store_states(at.costate, costate, rows, T, NX, T + 1)
             tl.store(search.terminal + rows.problem, value, mask=rows.inside)
     elif JOB.kind == "value":
@@ -192,6 +198,9 @@ def _run(
             net = Net(cost.weights, cost.vectors, cost.vectors, scratch.cost, steps, zero_ptr)
             value = first_column(output(net, rows.place, rows.inside, COST, AT_COST, MANY))
             grad = input_gradient(net, rows.place, rows.inside, COST, AT_COST, MANY) * vector(cost.inv_k, rows, COLUMNS)
+        elif FUNCTION is not None:
+            z = inputs(at, search, rows, columns_of(rows, COLUMNS), NX, NU, T, BOUNDING)
+            value, grad = traced(z, costs.goal, costs.params, scratch, rows, FUNCTION, NX, PARAMS)
         else:
             z = inputs(at, search, rows, columns_of(rows, COLUMNS), NX, NU, T, BOUNDING)
             value, grad = quadratic(

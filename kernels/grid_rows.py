@@ -1,4 +1,4 @@
-"""What the items of the grid regime read and write beside layers: states, controls, costates, and quadratic costs.
+"""What the items of the grid regime read and write beside layers: states, controls, costates, quadratic and traced costs.
 
     x_t = x_{t−1} + scale ⊙ net(z̄_{t−1})          λ_t = ∂_x c_t − β s_x + (∂_x f_t)ᵀ λ_{t+1}
 
@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .block import vector
+from .function import function_cost
 from .layers import columns_of
 from .slices import Net, chunks_of, input_gradient, output, width_of
 from .update import control_of
@@ -163,6 +164,22 @@ def quadratic(
             grad = tl.dot(d, part, grad, input_precision="ieee")
     d = z - _goal(goal, own_goal, rows, cols, NX)
     return 0.5 * tl.sum(d * grad, 1), grad
+
+
+@triton.jit
+def traced(z, goal, params, scratch, rows, FUNCTION: tl.constexpr, NX: tl.constexpr, PARAMS: tl.constexpr):
+    """The value `[BLOCK_B]` of a traced cost and its gradient in z; a row is read from the scratch, number by number."""
+    COLUMNS: tl.constexpr = z.shape[1]
+    cols, mask, at = columns_of(rows, COLUMNS)[None, :], rows.inside[:, None], rows.place * COLUMNS
+    tl.debug_barrier()  # the iteration before may still read them
+    tl.store(scratch.form + at[:, None] + cols, z, mask=mask)
+    tl.store(scratch.pull + at[:, None] + cols, tl.zeros_like(z), mask=mask)
+    tl.debug_barrier()
+    value = function_cost(
+        scratch.form + at, goal, params, rows.problem, rows.step, scratch.pull + at, rows.inside, FUNCTION, NX, PARAMS
+    )
+    tl.debug_barrier()
+    return value, tl.load(scratch.pull + at[:, None] + cols, mask=mask, other=0.0)
 
 
 @triton.jit

@@ -7,6 +7,10 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportAssignmentType=false
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false
 
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import replace
 
 import torch
@@ -60,7 +64,9 @@ def network_forward(
     packed     the network's weights (`PackedNetwork.of`), whose dtype is that of the products; written-to weights are
                copied in first
     condition  `[condition_width]` for all rows or `[..., condition_width]`, a row each: see `reference.condition_ref`
-    out        contiguous float32 tensor to write to
+    out        contiguous float32 tensor to write to. Then scratch is kept with `packed`, for each thread and stream that
+               uses it (the last few), and from the second call on nothing is allocated unless there are more rows than
+               before; a graph that is captured has scratch of its own
     tile       how the work is divided; by default a tile that suits the network and the number of rows
 
     Raises ValueError for tensors of a wrong shape, dtype or device, and for strides that are not contiguous.
@@ -94,21 +100,22 @@ def _run(
     lead = z.shape[:-1]
     if grad is not None and (_rows(packed, "grad", grad, spec.outputs) != rows or grad.shape[:-1] != lead):
         raise ValueError(f"grad has shape {tuple(grad.shape)}; expected {(*lead, spec.outputs)}, a cotangent a row of z")
-    columns = spec.outputs if grad is None else spec.inputs
+    columns, kept = spec.outputs if grad is None else spec.inputs, out is not None
     if out is None:
         out = torch.empty(*lead, columns, dtype=torch.float32, device=device)
     elif _rows(packed, "out", out, columns) != rows or out.dtype != torch.float32:
         raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; expected torch.float32 {(*lead, columns)}")
     tile = tile or tile_of(packed, rows)
     blocks = -(-rows // tile.block_b)
-    row, stride = _condition(packed, condition, lead, blocks * tile.block_b)
+    workspace = _workspace(packed, kept)
+    row, stride = _condition(packed, condition, lead, blocks * tile.block_b, workspace)
     packed.follow()
     scratch = tile.block_b * (2 * program.widest + program.saved)
     scratch32 = -(-tile.block_b * (2 * program.stream_columns + program.moments + 1) // 16) * 16
     network_kernel[(blocks,)](
-        z, grad, out, packed.weights, packed.vectors, row, torch.zeros(1, dtype=torch.int32, device=device),
-        torch.empty(blocks * scratch, dtype=packed.weights.dtype, device=device),
-        torch.empty(blocks * scratch32, dtype=torch.float32, device=device), rows, stride,
+        z, grad, out, packed.weights, packed.vectors, row, workspace.get("zero", 1, torch.int32, zeros=True),
+        workspace.get("scratch", blocks * scratch, packed.weights.dtype),
+        workspace.get("scratch32", blocks * scratch32, torch.float32), rows, stride,
         NET=replace(program, shared_condition=stride == 0), TILE=tile, VJP=grad is not None, NZ=spec.inputs,
         NOUT=spec.outputs, SCRATCH=scratch, SCRATCH32=scratch32, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -140,7 +147,47 @@ def _rows(packed: PackedNetwork, name: str, t: Tensor, columns: int) -> int:
     return t.numel() // columns
 
 
-def _condition(packed: PackedNetwork, condition: Tensor | None, lead: torch.Size, rows: int) -> tuple[Tensor, int]:
+class Workspace:
+    """Tensors by name, each as large as it was ever asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tensors: dict[str, Tensor] = {}
+
+    def get(self, name: str, numbers: int, dtype: torch.dtype, zeros: bool = False) -> Tensor:
+        """Of `numbers` numbers at least; with `zeros` that is what they are until they are written to."""
+        found = self._tensors.get(name)
+        if found is None or len(found) < numbers:
+            make = torch.zeros if zeros else torch.empty
+            self._tensors[name] = found = make(numbers, dtype=dtype, device=self._device)
+        return found
+
+
+# Threads and streams whose scratch is kept with a network. One thread's calls on one stream run one after the other.
+_USERS = 8
+_workspaces: weakref.WeakKeyDictionary[PackedNetwork, OrderedDict[Hashable, Workspace]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _workspace(packed: PackedNetwork, kept: bool) -> Workspace:
+    device = packed.weights.device
+    on_gpu = device.type == "cuda"
+    # What a capture allocates is the graph's own, and what a graph uses must not be replaced.
+    if not kept or (on_gpu and torch.cuda.is_current_stream_capturing()):
+        return Workspace(device)
+    user = threading.get_ident(), torch.cuda.current_stream(device).cuda_stream if on_gpu else None
+    with _lock:
+        users = _workspaces.setdefault(packed, OrderedDict())
+        users.setdefault(user, Workspace(device))
+        users.move_to_end(user)
+        while len(users) > _USERS:
+            users.popitem(last=False)
+        return users[user]
+
+
+def _condition(
+    packed: PackedNetwork, condition: Tensor | None, lead: torch.Size, rows: int, workspace: Workspace
+) -> tuple[Tensor, int]:
     """The condition as the kernel reads it, padded, and its stride; 0 where one row serves all."""
     spec, program = packed.spec, packed.program
     if (condition is None) != (spec.condition_width == 0):
@@ -156,7 +203,8 @@ def _condition(packed: PackedNetwork, condition: Tensor | None, lead: torch.Size
         )
     shared = condition.ndim == 1 and len(lead) > 0
     dtype = packed.weights.dtype if spec.time else torch.float32
-    padded = torch.zeros(1 if shared else rows, program.condition_columns, dtype=dtype, device=packed.weights.device)
+    numbers = (1 if shared else rows) * program.condition_columns
+    padded = workspace.get("condition", numbers, dtype, zeros=True)[:numbers].view(-1, program.condition_columns)
     given = condition.reshape(-1, spec.condition_width)
-    padded[: len(given), : spec.condition_width] = given.to(dtype)
+    padded[: len(given), : spec.condition_width].copy_(given)  # what lies beside and beyond is zeros, or rows of nobody
     return padded, 0 if shared else program.condition_columns

@@ -7,7 +7,8 @@
                            └ S += c_T(x_T)
 
 Row r is candidate r mod S of problem r div S. Nothing but the cost leaves the chip: `refit.py` draws the same numbers again.
-A plan's own rows have no noise, and their states and terms are stored (STORE). The plain twin is `backends.sampling`.
+A plan's own rows have no noise, and their states and terms are stored. Of a cost that is called in PyTorch the candidates'
+states and controls are stored, and it is added afterwards. The plain twin is `backends.sampling`.
 
 A tile holds z = (x, u) as in `tile.py`, and waits in the program's scratch while a network has the registers.
 """
@@ -23,6 +24,7 @@ import triton.language as tl
 
 from .block import normalised, park, parked, vector
 from .draws import normal
+from .function import function_cost
 from .layers import Memory, columns_of, network_forward, product, rows_of, store_rows
 
 
@@ -48,10 +50,13 @@ class Draws(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The cost of each row; and with STORE, `[rows, …]`: x, running, terminal, change, and `‖s̄‖²` as distance."""
+    """The cost of each row; and, of those of this launch alone, `[rows, …]`: x, u, running, terminal, change, and `‖s̄‖²` as
+    distance. What is None is not stored.
+    """
 
     cost: Any
     x: Any
+    u: Any
     running: Any
     terminal: Any
     change: Any
@@ -59,9 +64,10 @@ class Results(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A block's rows, the program's scratch, and what `layers.columns_of` reads."""
+    """A block's rows, of a launch that begins with row `origin`; the program's scratch, and `layers.columns_of`'s zero."""
 
     first: Any
+    origin: Any
     total: Any
     samples: Any
     zero: Any
@@ -69,43 +75,54 @@ class Rows(NamedTuple):
     scratch32: Any
 
 
-@triton.jit(do_not_specialize=["rows_total", "samples", "iteration"])
+@triton.jit(do_not_specialize=["first", "last", "samples", "iteration"])
 def rollout_kernel(
-    dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, x0_ptr, draws, results, zero_ptr, scratch_ptr,
-    scratch32_ptr, rows_total, samples, iteration, penalty, change_weight, effort,
+    dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, params_ptr, x0_ptr, draws, results, zero_ptr, scratch_ptr,
+    scratch32_ptr, first, last, samples, iteration, penalty, change_weight, effort,
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, TILE: tl.constexpr,
     T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, LEVEL: tl.constexpr, SIZES: tl.constexpr, NOISE: tl.constexpr,
-    CHANGE: tl.constexpr, EFFORT: tl.constexpr, STORE: tl.constexpr,
+    CHANGE: tl.constexpr, EFFORT: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
-    """The cost of each of `rows_total` rows, a block after the other."""
+    """The cost of each of the rows `first … last−1`, a block after the other.
+
+    FUNCTION and LAST_FUNCTION are traced costs (`traced.triton_code`) without gradients, in the place of the others, or
+    None; `params [B, PARAMS]` are of the problems.
+    """
     pid = tl.program_id(0).to(tl.int64)
     BLOCK_B: tl.constexpr = TILE.block_b
     COLUMNS: tl.constexpr = DYNAMICS.columns
     scratch_ptr += pid * SIZES.scratch
     scratch32_ptr += pid * SIZES.scratch32
     programs = tl.num_programs(0)
-    for turn in range(tl.cdiv(tl.cdiv(rows_total, BLOCK_B) - tl.program_id(0), programs)):
-        at = Rows((pid + turn * programs) * BLOCK_B, rows_total, samples, zero_ptr, scratch_ptr, scratch32_ptr)
+    for turn in range(tl.cdiv(tl.cdiv(last - first, BLOCK_B) - tl.program_id(0), programs)):
+        block = first + (pid + turn * programs) * BLOCK_B
+        at = Rows(block, first, last, samples, zero_ptr, scratch_ptr, scratch32_ptr)
         x = _load_problem(x0_ptr, at, COLUMNS, NX, TILE)
         total = tl.zeros((BLOCK_B,), tl.float32)
         changed = tl.zeros((BLOCK_B,), tl.float32)
         for t in range(T):
-            if STORE:
-                _store(results.x, x, t, at, COLUMNS, NX, T + 1, TILE)
+            if results.x is not None:
+                _store(results.x, x, t, at, COLUMNS, 0, NX, T + 1, TILE)
             u, effort_t = _controls(draws, t, iteration, at, COLUMNS, NX, NU, T, NOISE, EFFORT, TILE)
             z = x + u
+            if results.u is not None:
+                _store(results.u, z, t, at, COLUMNS, NX, NU, T, TILE)
             total += effort * effort_t
             if CHANGE:  # noqa: SIM102, a constant first: what it excludes is not compiled
                 if t > 0:
                     changed += _change(z, parked(at, COLUMNS, TILE, SIZES), at, COLUMNS, NX)
             park(z, at, TILE, SIZES)
+            value = tl.zeros((BLOCK_B,), tl.float32)
             if COST is not None:
                 value = _learned_value(z, cost, at, COST, TILE)
                 z = parked(at, COLUMNS, TILE, SIZES)
-            else:
+            if FUNCTION is not None:
+                value = _function_value(costs.goal, params_ptr, t, at, COLUMNS, FUNCTION, NX, PARAMS, TILE, SIZES)
+                z = parked(at, COLUMNS, TILE, SIZES)
+            if costs.running is not None:
                 value = _quadratic_value(z, costs.running, costs.goal, costs.own_goal, at, NX, TILE, SIZES)
             total += value
-            if STORE:
+            if results.running is not None:
                 _store_value(results.running, value, t, at, T, TILE)
             if SCORE is not None:
                 vectors = score.vectors + SCORE.embedding + LEVEL * SCORE.condition_columns
@@ -114,15 +131,16 @@ def rollout_kernel(
                 s *= tl.load(gain_ptr + LEVEL)
                 distance = tl.sum(tl.where((columns_of(at, COLUMNS) < NX + NU)[None, :], s * s, 0.0), 1)
                 total += penalty * distance
-                if STORE:
+                if results.distance is not None:
                     _store_value(results.distance, distance, t, at, T, TILE)
                 z = parked(at, COLUMNS, TILE, SIZES)
             mem = _memory(dynamics, dynamics.vectors, at)
             out = network_forward(normalised(z, dynamics, at), mem, DYNAMICS, TILE, False)
             z = parked(at, COLUMNS, TILE, SIZES)
             x = tl.where((columns_of(at, COLUMNS) < NX)[None, :], z, 0.0) + vector(scale_ptr, at, COLUMNS) * out
-        if STORE:
-            _store(results.x, x, T, at, COLUMNS, NX, T + 1, TILE)
+        if results.x is not None:
+            _store(results.x, x, T, at, COLUMNS, 0, NX, T + 1, TILE)
+        if results.change is not None:
             _store_value(results.change, change_weight * changed, 0, at, 1, TILE)
         total += change_weight * changed
         value = tl.zeros((BLOCK_B,), tl.float32)
@@ -130,9 +148,13 @@ def rollout_kernel(
             value = -_learned_value(x, terminal, at, TERMINAL, TILE)
         if costs.terminal is not None:
             value = _quadratic_value(x, costs.terminal, costs.goal, costs.last_own_goal, at, NX, TILE, SIZES)
-        if STORE:
+        if LAST_FUNCTION is not None:
+            park(x, at, TILE, SIZES)
+            value = _function_value(costs.goal, params_ptr, T, at, COLUMNS, LAST_FUNCTION, NX, PARAMS, TILE, SIZES)
+        if results.terminal is not None:
             _store_value(results.terminal, value, 0, at, 1, TILE)
-        _store_value(results.cost, total + value, 0, at, 1, TILE)
+        rows = _row_numbers(at, TILE)
+        tl.store(results.cost + rows, total + value, mask=rows < at.total)
 
 
 @triton.jit
@@ -185,17 +207,19 @@ def _change(z, before, at, COLUMNS: tl.constexpr, NX: tl.constexpr):
 
 
 @triton.jit
-def _store(ptr, values, t, at, COLUMNS: tl.constexpr, N: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr):
-    """Step t of `[rows, STEPS, N]`, from the first N columns."""
-    rows, cols = _row_numbers(at, TILE), columns_of(at, COLUMNS)
-    mask = (rows < at.total)[:, None] & (cols < N)[None, :]
-    tl.store(ptr + (rows[:, None] * STEPS + t) * N + cols[None, :], values, mask=mask)
+def _store(
+    ptr, values, t, at, COLUMNS: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr
+):
+    """Step t of `[rows, STEPS, N]`, from the N columns behind FIRST."""
+    rows, cols = _row_numbers(at, TILE), columns_of(at, COLUMNS) - FIRST
+    mask = (rows < at.total)[:, None] & ((cols >= 0) & (cols < N))[None, :]
+    tl.store(ptr + ((rows - at.origin)[:, None] * STEPS + t) * N + cols[None, :], values, mask=mask)
 
 
 @triton.jit
 def _store_value(ptr, values, t, at, STEPS: tl.constexpr, TILE: tl.constexpr):
     rows = _row_numbers(at, TILE)
-    tl.store(ptr + rows * STEPS + t, values, mask=rows < at.total)
+    tl.store(ptr + (rows - at.origin) * STEPS + t, values, mask=rows < at.total)
 
 
 @triton.jit
@@ -212,6 +236,20 @@ def _learned_value(z, model, at, NET: tl.constexpr, TILE: tl.constexpr):
     OUT: tl.constexpr = NET.out_columns
     out = network_forward(normalised(z, model, at), _memory(model, model.vectors, at), NET, TILE, False)
     return tl.sum(tl.where((columns_of(at, OUT) == 0)[None, :], out, 0.0), 1)
+
+
+@triton.jit
+def _function_value(
+    goal, params, t, at, COLUMNS: tl.constexpr, FUNCTION: tl.constexpr, NX: tl.constexpr, PARAMS: tl.constexpr,
+    TILE: tl.constexpr, SIZES: tl.constexpr,
+):  # fmt: skip
+    """The value `[BLOCK_B]` of a traced cost at the tile that was parked; a row is read from there, number by number."""
+    tl.debug_barrier()
+    rows, place = _row_numbers(at, TILE), rows_of(at, TILE) * COLUMNS
+    z = at.scratch32 + SIZES.parked + place
+    return function_cost(
+        z, goal, params, rows // at.samples, t + place * 0, z, rows < at.total, FUNCTION, NX, PARAMS
+    )  # fmt: skip
 
 
 @triton.jit

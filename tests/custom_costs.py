@@ -112,7 +112,7 @@ def branches(x: Tensor, u: Tensor) -> Tensor:
 
 
 def looks_up(x: Tensor, u: Tensor) -> Tensor:
-    table = torch.linspace(0, 1, 8).to(x)
+    table = torch.linspace(0, 1, 8, device=x.device)
     return table[(x[..., 0].clamp(0, 6)).long()] + x.square().sum(-1)
 
 

@@ -33,7 +33,8 @@ class Untraceable(Exception):
 class Features:
     """What a row of a traced cost holds, in order: x, u, goal, t, params flattened. A terminal cost has no u and no t.
 
-    `params` are names and shapes of one problem's parameters; the name is "" for a single tensor.
+    `params` are names and shapes of one problem's parameters; the name is "" for a single tensor. `gradient` says whether
+    the cost gives one beside its value.
     """
 
     nx: int
@@ -41,6 +42,7 @@ class Features:
     goal: bool
     params: tuple[tuple[str, tuple[int, ...]], ...] = ()
     terminal: bool = False
+    gradient: bool = True
 
     @property
     def params_width(self) -> int:
@@ -77,14 +79,17 @@ class Features:
     @property
     def outputs(self) -> int:
         """The value, then the gradient in x and u."""
-        return 1 + self.nx + (0 if self.terminal else self.nu)
+        gradient = self.nx + (0 if self.terminal else self.nu)
+        return 1 + gradient if self.gradient else 1
 
     @classmethod
-    def of(cls, nx: int, nu: int, goal: Tensor | None, params: Params, terminal: bool = False) -> Features:
+    def of(
+        cls, nx: int, nu: int, goal: Tensor | None, params: Params, terminal: bool = False, gradient: bool = True
+    ) -> Features:
         """Of the rows that a plan has: `goal [B, nx]` and `params [B, …]`, a tensor or a dictionary of such."""
         named = params if isinstance(params, dict) else {} if params is None else {"": params}
         shapes = tuple((name, tuple(p.shape[1:])) for name, p in named.items())
-        return cls(nx, nu, goal is not None, shapes, terminal)
+        return cls(nx, nu, goal is not None, shapes, terminal, gradient)
 
 
 def pack_params(params: Params, features: Features) -> Tensor | None:
@@ -99,6 +104,8 @@ def trace(
     value_and_grad: Callable[..., Any], features: Features, dtype: torch.dtype, params: Params = None, device: Any = None
 ) -> Expression:
     """The program of a cost's `value_and_grad`, as `costs.Cost` has it (or `costs.TerminalCost`).
+
+    Where `features` have no gradient, the function gives `(value,)`.
 
     dtype    of states and controls while it is recorded: that of the planner, so that types meet as they will; likewise
              `device`
@@ -123,7 +130,8 @@ def trace(
         raise Untraceable(f"{why}, which is a network's work: a LearnedCost has kernels of its own") from why
     values = [value for out in outputs for value in out.reshape(-1)]
     if len(values) != features.outputs:
-        raise Untraceable(f"it gives {len(values)} numbers a row; expected a value and {features.outputs - 1} gradients")
+        more = features.outputs - 1
+        raise Untraceable(f"it gives {len(values)} numbers a row; expected a value and {more} of its gradient")
     return recorder.expression(features.width, [float(v) if isinstance(v, bool) else v for v in values])
 
 

@@ -29,7 +29,8 @@ def device_function(expression: Expression, features: Features) -> Any:
     """`cost(z, goal, params, t, out, inside) → value`, a jit function, of the expression of a cost with these features.
 
     z, goal, params and out point at a row each, `[rows]`: at x and u, at the goal, at the parameters, and to where the
-    gradient in x and u goes; `t [rows]` is the step. Rows that are not `inside` are neither read nor written.
+    gradient in x and u goes, if there is one; `t [rows]` is the step. Rows that are not `inside` are neither read nor
+    written.
     """
     from ..activations import expm1, tanh
 

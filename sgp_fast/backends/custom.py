@@ -2,8 +2,11 @@
 
     c(x, u, goal, t, params), ∂c   recorded for one row (`kernels.traced`), held against the cost itself, kept while it stays
 
+For sampling planners it is the value alone: their costs need no gradient.
+
 A trace holds the numbers that the function saw: weights, constants, globals. Before every plan `sight` looks whether one of
-these has changed, and the cost is called on some rows: where it gives other values than before, it is traced anew.
+these has changed, and the cost is called on some rows: where it gives other values than before, it is traced anew. Of a cost
+that is called these tell likewise whether a graph that holds its calls still does what they would (`held`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..costs import (
     Cost,
@@ -29,8 +33,11 @@ from ..costs import (
 )
 from ..kernels.traced.expression import Expression
 from ..kernels.traced.trace import Features, Params, Untraceable, pack_params, trace
+from ..problem import Problem
+from .held import Held, why_not_held
 from .job import Job
-from .sight import Sight, sight
+from .sampling import SamplingJob, running_values, terminal_values
+from .sight import Places, Sight, places, sight
 
 OURS = (LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue)
 # A trace is held against its cost at all steps of so many problems, to this part of the size of what they give.
@@ -50,9 +57,17 @@ class Traced:
 
 @dataclass(frozen=True, eq=False)
 class Called:
-    """A cost that is not traced, and why. One object for as long as the cost stays as it is."""
+    """A cost that is not traced, and why. One object for as long as the cost does what it did, on the memory that it did.
+
+    held    whether graphs may hold its calls
+    seen    what it sees, and where
+    probe   some rows for it
+    """
 
     reason: str
+    held: Held
+    seen: Places
+    probe: Probe
 
 
 @dataclass(frozen=True)
@@ -64,14 +79,38 @@ class CustomCosts:
 
     @property
     def told(self) -> dict[str, str]:
-        """What a plan's stats say of them."""
+        """What there is to tell of them, before any of them is planned with."""
         found = {"cost": self.running, "terminal": self.terminal}
         return {name: _told(made) for name, made in found.items() if made is not None}
+
+    def told_after(self, graphs: bool) -> dict[str, str]:
+        """What a plan's stats say of them; `graphs`: whether plans are graphs where they can be."""
+        found, why = self.told, self.unheld
+        if not graphs:
+            return found
+        how = "; in the graph" if why is None else f"; without a graph: {why}"
+        called = {name for name, made in (("cost", self.running), ("terminal", self.terminal)) if isinstance(made, Called)}
+        return {name: told + how if name in called else told for name, told in found.items()}
 
     @property
     def split(self) -> str | None:
         """Why some cost is called between the kernels; None where none is."""
-        return next((made.reason for made in (self.running, self.terminal) if isinstance(made, Called)), None)
+        return next((made.reason for made in self.called), None)
+
+    @property
+    def called(self) -> tuple[Called, ...]:
+        """Those that are not traced."""
+        return tuple(made for made in (self.running, self.terminal) if isinstance(made, Called))
+
+    def called_of(self, problem: Problem) -> tuple[tuple[Called, Any], ...]:
+        """The same, each with the cost of the problem that it is made of."""
+        found = ((self.running, problem.cost), (self.terminal, problem.terminal))
+        return tuple((made, cost) for made, cost in found if isinstance(made, Called))
+
+    @property
+    def unheld(self) -> str | None:
+        """Why graphs may not hold what is called; None where they may, or where nothing is called."""
+        return next((made.held.why_not for made in self.called if made.held.why_not is not None), None)
 
 
 def is_custom(part: Any) -> bool:
@@ -79,8 +118,8 @@ def is_custom(part: Any) -> bool:
     return part is not None and type(part) not in OURS
 
 
-def custom_costs(job: Job) -> CustomCosts:
-    """Of a job, traced where they can be."""
+def custom_costs(job: Job | SamplingJob) -> CustomCosts:
+    """Of a job, traced where they can be; with their gradients, where the planner follows them."""
     running, terminal = job.problem.cost, job.problem.terminal
     return CustomCosts(
         _current(running, job, False) if is_custom(running) else None,
@@ -96,7 +135,7 @@ def sights(*costs: Any) -> tuple[Sight, ...]:
 class Probe:
     """Rows of a cost, around the start states of a job's problems, at all steps: fewer problems are varied and repeated."""
 
-    def __init__(self, features: Features, job: Job) -> None:
+    def __init__(self, features: Features, job: Job | SamplingJob) -> None:
         self._features = features
         problems, T = len(job.x0), job.planner.horizon
         of = torch.arange(PROBED, device=job.x0.device) % problems
@@ -113,7 +152,14 @@ class Probe:
 
     def results(self, cost: Any) -> Tensor:
         """Values and gradients of a cost, `[..., outputs]`; ValueError where they have other shapes than rows have."""
-        value, *grads = cost.value_and_grad(*self._arguments)
+        return self.calls(cost, self.arguments)
+
+    def calls(self, cost: Any, arguments: Any) -> Tensor:
+        """The same of other arguments."""
+        if not self._features.gradient:
+            of = terminal_values if self._features.terminal else running_values
+            return of(cost, *arguments)[..., None]
+        value, *grads = cost.value_and_grad(*arguments)
         wanted = [self.x] if self._features.terminal else [self.x, self.u]
         if value.shape != self.x.shape[:-1] or [g.shape for g in grads] != [z.shape for z in wanted]:
             shapes = ", ".join(str(tuple(t.shape)) for t in (value, *grads))
@@ -128,7 +174,7 @@ class Probe:
         """Values alone where the cost is a function, which is quicker."""
         if not isinstance(cost, CustomCost | CustomTerminal):
             return self.results(cost)
-        arguments = self._arguments
+        arguments = self.arguments
         if cost.simple:
             arguments = arguments[: 1 if self._features.terminal else 2]
         return cost.function(*arguments).detach().clone()
@@ -144,10 +190,21 @@ class Probe:
         return torch.cat([part.to(self.x.dtype) for part in parts], -1)
 
     @property
-    def _arguments(self) -> tuple[Any, ...]:
-        if self._features.terminal:
-            return self.x, self.goal, self.params
-        return self.x, self.u, self.goal, self.t, self.params
+    def arguments(self) -> tuple[Any, ...]:
+        """As `value_and_grad` takes them."""
+        return self._arguments(self.x, self.u, self.goal, self.params)
+
+    @property
+    def others(self) -> tuple[Any, ...]:
+        """The same for other rows: other states and controls, and the goals and parameters of one another."""
+
+        def rolled(given: Any) -> Any:
+            return tree_map(lambda t: t.roll(1, 0) if isinstance(t, Tensor) else t, given)
+
+        return self._arguments(-0.7 * self.x, -0.7 * self.u, rolled(self.goal), rolled(self.params))
+
+    def _arguments(self, x: Tensor, u: Tensor, goal: Tensor | None, params: Params) -> tuple[Any, ...]:
+        return (x, goal, params) if self._features.terminal else (x, u, goal, self.t, params)
 
 
 @dataclass(frozen=True)
@@ -164,17 +221,35 @@ _of_functions: weakref.WeakKeyDictionary[Any, dict[Any, Kept]] = weakref.WeakKey
 _of_objects: OrderedDict[int, tuple[Any, dict[Any, Kept]]] = OrderedDict()
 
 
-def _current(cost: Cost | TerminalCost, job: Job, terminal: bool) -> Traced | Called:
-    features = Features.of(job.x0.shape[1], job.u.shape[2], job.goal, job.params, terminal)
+def _current(cost: Cost | TerminalCost, job: Job | SamplingJob, terminal: bool) -> Traced | Called:
+    gradient, controls = (True, job.u) if isinstance(job, Job) else (False, job.mean)
+    features = Features.of(job.x0.shape[1], controls.shape[2], job.goal, job.params, terminal, gradient)
     params = job.params if isinstance(job.params, dict) else {"": job.params}
     kinds = tuple(None if p is None else p.dtype for p in params.values())
     key = (features, job.x0.dtype, job.x0.device, kinds, job.planner.horizon)
-    store, seen = _store(cost), sight(_function(cost))
+    store = _store(cost)
     kept = store.get(key)
-    if kept is None or kept.seen != seen or not _same(kept.probe.values(cost), kept.gave):
-        probe = Probe(features, job)
-        store[key] = kept = Kept(_made(cost, features, job, probe), seen, probe, probe.values(cost))
-    return kept.made
+    held = Held()
+    if kept is not None:
+        gave = kept.probe.values(cost)  # first, for the call may change what is seen
+        seen = sight(_function(cost))
+        same = _same(gave, kept.gave)
+        if same and kept.seen == seen:
+            return kept.made
+        if isinstance(kept.made, Called):
+            held = kept.made.held
+            if kept.seen == seen:
+                held.refuse("it gives other values for the same rows, and nothing that it sees has changed")
+                return kept.made
+            if kept.made.seen == places(_function(cost), job.x0.device):  # what was written in place is read where it lies
+                store[key], held.written = Kept(kept.made, seen, kept.probe, gave), True
+                return kept.made
+            held.change()
+    probe = Probe(features, job)
+    made = _made(cost, features, job, probe, held)
+    gave = probe.values(cost)
+    store[key] = Kept(made, sight(_function(cost)), probe, gave)
+    return made
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -198,21 +273,44 @@ def _store(cost: Any) -> dict[Any, Kept]:
     return found[1]
 
 
-def _made(cost: Cost | TerminalCost, features: Features, job: Job, probe: Probe) -> Traced | Called:
+def _made(
+    cost: Cost | TerminalCost, features: Features, job: Job | SamplingJob, probe: Probe, held: Held
+) -> Traced | Called:
+    def values(*arguments: Any) -> tuple[Tensor]:
+        return ((terminal_values if features.terminal else running_values)(cost, *arguments),)
+
     theirs = probe.results(cost)
     try:
-        expression = trace(cost.value_and_grad, features, job.x0.dtype, job.params, job.x0.device)
+        function = cost.value_and_grad if features.gradient else values
+        expression = trace(function, features, job.x0.dtype, job.params, job.x0.device)
     except Untraceable as why:
-        return Called(str(why))
+        return _called(str(why), cost, job, probe, held)
     ours = expression.evaluate(probe.rows())
     finite = theirs.isfinite()
     size = torch.where(finite, theirs, 0).abs().flatten(0, -2).amax(0).clamp(min=1e-6)
     close = finite & ((ours - theirs).abs() <= CHECKED_TO * size)
     if not bool((close | (ours == theirs) | (ours.isnan() & theirs.isnan())).all()):
-        return Called(
-            "its recording gives other numbers than the cost itself; rows must be independent, and steps alike but for t"
-        )
+        why = "its recording gives other numbers than the cost itself; rows must be independent, and steps alike but for t"
+        return _called(why, cost, job, probe, held)
     return Traced(expression, features)
+
+
+def _called(reason: str, cost: Cost | TerminalCost, job: Job | SamplingJob, probe: Probe, held: Held) -> Called:
+    device = job.x0.device
+    if not _same(probe.values(cost), probe.values(cost)):
+        held.refuse("it gives other values at every call")
+    seen = places(_function(cost), device)
+    given = [t for t in tree_leaves(probe.arguments) if isinstance(t, Tensor)]
+    if held.why_not is None and (why := why_not_held(lambda: probe.results(cost), given, seen, device)) is not None:
+        held.refuse(why)
+    return check_seen(Called(reason, held, seen, probe), cost, device)
+
+
+def check_seen(called: Called, cost: Any, device: torch.device) -> Called:
+    """After calls of the cost: where they have changed what it sees, no graph may hold them."""
+    if called.seen != places(_function(cost), device):
+        called.held.refuse("a call of it changes what it sees")
+    return called
 
 
 def _rows(params: Params, of: Tensor) -> Params:

@@ -93,10 +93,10 @@ def evaluate_values(
         states.append(_step(problem.dynamics, states[-1], u_t))
     x = torch.stack(states)
     t = torch.arange(len(u), device=x.device)[:, None]
-    running = _running(problem.cost, x[:-1], u, goal, t, params)
+    running = running_values(problem.cost, x[:-1], u, goal, t, params)
     terminal = torch.zeros_like(running[0])
     if problem.terminal is not None:
-        terminal = _terminal(problem.terminal, x[-1], goal, params)
+        terminal = terminal_values(problem.terminal, x[-1], goal, params)
     change = torch.zeros_like(terminal)
     if problem.control_change:
         change = problem.control_change * (u[1:] - u[:-1]).square().sum((0, 2))
@@ -244,7 +244,8 @@ def _step(dynamics: Any, x: Tensor, u: Tensor) -> Tensor:
     return out.to(x.dtype)
 
 
-def _running(cost: Any, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any) -> Tensor:
+def running_values(cost: Any, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any) -> Tensor:
+    """A running cost of states `x [..., nx]` and controls `u [..., nu]`, in their dtype and without its gradient."""
     if isinstance(cost, LearnedCost):
         return cost(x, u)
     if isinstance(cost, CustomCost):
@@ -254,7 +255,8 @@ def _running(cost: Any, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, pa
     return cost.value_and_grad(x, u, goal, t, params)[0].to(x.dtype)
 
 
-def _terminal(terminal: Any, x: Tensor, goal: Tensor | None, params: Any) -> Tensor:
+def terminal_values(terminal: Any, x: Tensor, goal: Tensor | None, params: Any) -> Tensor:
+    """A terminal cost of last states `x [..., nx]`, without its gradient."""
     if isinstance(terminal, CustomTerminal):
         with naming_absent("terminal", goal=goal, params=params):
             return _one_a_row("terminal", terminal.function(*((x,) if terminal.simple else (x, goal, params))), x)

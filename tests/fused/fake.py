@@ -36,6 +36,7 @@ class FakeDevice:
     """`graph_bytes` are what each capture takes; `now` is the clock, which a body moves with `spend`."""
 
     name: str = "fake"
+    captures: bool = True
     graph_bytes: int = 10
     now: float = 0.0
     held: int = 0

@@ -209,14 +209,14 @@ def test_written_weights_are_followed() -> None:
 
 
 def test_what_is_not_covered_runs_eagerly_and_says_why() -> None:
-    def cost(x: Tensor, u: Tensor) -> Tensor:
-        return x.square().sum(-1)
+    def step(x: Tensor, u: Tensor) -> Tensor:
+        return 0.9 * x
 
     made = small("quadratic", batch=1, horizon=T, bounds=(-0.5, 0.6))
-    custom = replace(made.problem, cost=cost)
-    plan = sgp.solve(custom, CEM, made.x0)
-    assert plan.stats["backend"] == "eager" and ("GPUs" if INTERPRETED else "CustomCost") in plan.stats["reason"]
-    with pytest.raises(ValueError, match="CustomCost.*use backend='eager'"):
-        sgp.solve(custom, CEM, made.x0, backend="fused")
+    foreign = replace(made.problem, dynamics=step, nu=NU)
+    plan = sgp.solve(foreign, CEM, made.x0)
+    assert plan.stats["backend"] == "eager" and ("GPUs" if INTERPRETED else "AutogradDynamics") in plan.stats["reason"]
+    with pytest.raises(ValueError, match="AutogradDynamics.*use backend='eager'"):
+        sgp.solve(foreign, CEM, made.x0, backend="fused")
     with pytest.raises(ValueError, match="not in float64"):
         sgp.solve(made.problem, replace(CEM, precision="float64"), made.x0, goal=made.goal, backend="fused")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sgp_fast.backends.products import products_of
-from sgp_fast.kernels import PackedNetwork, network_forward, network_vjp
+from sgp_fast.kernels import PackedNetwork, network_forward, network_op, network_vjp
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import uncovered
 from sgp_fast.kernels.reference import network_forward_ref, network_vjp_ref
@@ -214,6 +215,47 @@ def test_one_condition_for_all_is_the_same_in_every_row() -> None:
         shared = passes(packed, z, cotangent, condition)
         each = passes(packed, z, cotangent, condition.expand(5, -1))
         assert all(torch.equal(one, other) for one, other in zip(shared, each, strict=True))
+
+
+@pytest.mark.parametrize("name", ["SGP score", "everything"])
+def test_scratch_is_kept_with_the_network_where_the_result_goes_to_a_tensor_of_the_callers(name: str) -> None:
+    """Nothing is allocated from the second call on, and what scratch held before does not matter."""
+    spec = {"SGP score": mlp(5, 4, width=32, norm=True, levels=3), "everything": EVERYTHING}[name]
+    generator, weights = torch.Generator().manual_seed(1), on_device(random_weights(spec))
+    packed = PackedNetwork.of(spec, weights)
+    z, g = draw(generator, 19, spec.inputs).float(), draw(generator, 19, spec.outputs).float()
+    c = draw(generator, 19, spec.condition_width).float()
+    want = network_forward(packed, z, c), network_vjp(packed, z, g, c)
+    outs = [torch.full_like(t, float("nan")) for t in want]
+
+    def run(rows: int) -> None:
+        network_forward(packed, z[:rows], c[:rows], out=outs[0][:rows])
+        network_vjp(packed, z[:rows], g[:rows], c[:rows], out=outs[1][:rows])
+
+    run(19)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(outs, want, strict=True))
+    for kept in network_op._workspaces[packed].values():
+        kept._tensors["scratch"].fill_(float("nan"))
+        kept._tensors["scratch32"].fill_(float("nan"))
+    for rows in (19, 3):
+        for out in outs:
+            out.fill_(float("nan"))
+        allocated = mock.Mock(side_effect=AssertionError("allocated"))
+        with mock.patch("torch.empty", allocated), mock.patch("torch.zeros", allocated):
+            run(rows)
+        assert all(torch.equal(ours[:rows], theirs[:rows]) for ours, theirs in zip(outs, want, strict=True))
+
+
+def test_threads_have_scratch_of_their_own() -> None:
+    spec = mlp(5, 4, width=32)
+    packed = PackedNetwork.of(spec, on_device(random_weights(spec)))
+    z, out = torch.zeros(3, 5, device=DEVICE), torch.zeros(3, 4, device=DEVICE)
+    network_forward(packed, z, out=out)
+    thread = threading.Thread(target=lambda: network_op._workspace(packed, True).get("scratch", 1, torch.float32))
+    thread.start()
+    thread.join()
+    first, second = network_op._workspaces[packed].values()
+    assert first._tensors["scratch"].data_ptr() != second._tensors["scratch"].data_ptr()
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3), (0,)], ids=str)

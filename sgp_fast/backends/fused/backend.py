@@ -7,9 +7,10 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +22,8 @@ from .. import eager
 from ..coverage import foreign_part
 from ..custom import CustomCosts, custom_costs
 from ..job import Iteration, Job
+from ..sampling import SamplingJob
+from .calling import in_graph_or_not
 from .choice import Key, choose, user_store
 from .device import CudaDevice, Device, EagerDevice
 from .graphs import GraphCache, GraphStats, bucket
@@ -28,6 +31,8 @@ from .packed import sources
 from .work import Make, PlanWork, Slices
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+Jobs = TypeVar("Jobs", Job, SamplingJob)
+Used = TypeVar("Used")
 
 
 def why_unavailable() -> str | None:
@@ -76,19 +81,32 @@ class Fused:
         at, bounding, search = eager.start(job)
         device, rows = at.x0.device, search.v.shape[1]
         size, (job, costs) = bucket(rows), traced(job)
-        # A function that is called may read numbers of the device, which a graph cannot hold.
-        runs, cache = _of(device.type, _index(device), costs.split is None)
+        runs = device_of(device)
 
         def load(work: PlanWork) -> PlanWork:
             work.load(at, search, bounding.low, bounding.high)
             return work
 
         def planned(regime: str) -> PlanWork:
-            entry = cache.get(_key(job, size, regime, costs), sources(job.problem), lambda: made(regime))
-            assert isinstance(entry.work, PlanWork)
-            work = load(entry.work)
-            entry.graph.replay()
-            return work
+            def use(_: Device, cache: GraphCache[Any]) -> PlanWork:
+                entry = cache.get(_key(job, size, regime, costs), sources(job.problem), lambda: made(regime))
+                work = load(entry.work)
+                entry.graph.replay()
+                return work
+
+            return in_graph(job, costs, use)
+
+        def sliced(regime: str) -> PlanWork:
+            def use(runs: Device, cache: GraphCache[Any]) -> PlanWork:
+                key = ("slices", _key(job, size, regime, costs))
+                entry = cache.get(key, sources(job.problem), lambda: Slices(made(regime), job))
+                entry.work.capture(runs)
+                work = load(entry.work.plan)
+                entry.graph.replay()
+                entry.work.run(job, runs)
+                return work
+
+            return in_graph(job, costs, use)
 
         def made(regime: str) -> PlanWork:
             return PlanWork(job.problem, job, size, device, candidates[regime])
@@ -98,32 +116,21 @@ class Fused:
             prepared = job.problem.prepared(planner.state_dtype, planner.product_dtype, device)
             return eager.Eager("measured fastest").run(replace(job, problem=prepared))
 
-        with cache.lock:
+        with using(device):
             candidates = candidates_of(job, size, self.regime, costs)
             bodies: dict[str, Callable[[], Any]] = {name: functools.partial(planned, name) for name in candidates}
-            began, captured = time.perf_counter(), cache.stats.seconds
+            began, captured = time.perf_counter(), capture_seconds(device)
             bodies |= {"eager": eagerly} if self.race_eager else {}
             regime, why = self._choose(job, size, runs, bodies, costs)
-            tuned = time.perf_counter() - began - (cache.stats.seconds - captured)  # captures are counted apart
+            tuned = time.perf_counter() - began - (capture_seconds(device) - captured)  # captures are counted apart
             if regime == "eager":
                 plan = eagerly()
                 plan.stats.update(backend="eager", choice=why, tune_seconds=tuned)
                 return plan
-            if job.deadline < math.inf:
-                key = ("slices", _key(job, size, regime, costs))
-                entry = cache.get(key, sources(job.problem), lambda: Slices(made(regime), job))
-                assert isinstance(entry.work, Slices)
-                entry.work.capture(runs)
-                work = load(entry.work.plan)
-                entry.graph.replay()
-                entry.work.run(job, runs)
-            else:
-                work = planned(regime)
+            work = sliced(regime) if job.deadline < math.inf else planned(regime)
             search, evaluation, taken, history = work.results(rows)
         plan = eager.conclude(job, bounding, search, evaluation, taken, history)
-        plan.stats.update(
-            regime=regime, bucket=size, choice=why, tune_seconds=tuned, graphs=vars(cache.stats).copy(), **costs.told
-        )
+        plan.stats.update(regime=regime, bucket=size, choice=why, tune_seconds=tuned, **told(device, costs))
         return plan
 
     def _choose(
@@ -151,7 +158,7 @@ class Fused:
         return choice.chosen, choice.reason
 
 
-def traced(job: Job) -> tuple[Job, CustomCosts]:
+def traced(job: Jobs) -> tuple[Jobs, CustomCosts]:
     """The costs of a job that are not of ours, and the job with as much time left as before they were traced."""
     began = time.monotonic()
     costs = custom_costs(job)
@@ -179,14 +186,38 @@ def _key(job: Job, size: int, regime: str, costs: CustomCosts) -> Hashable:
     return (parts, job.problem.control_change, job.planner, size, regime, *given, costs)
 
 
-def device_of(device: torch.device, captured: bool = True) -> Device:
-    """The device interface of a torch device, one for the process; without `captured`, one that makes no graphs."""
-    return _of(device.type, _index(device), captured)[0]
+def device_of(device: torch.device) -> Device:
+    """The device interface of a torch device, one for the process."""
+    return _of(device.type, _index(device), True)[0]
 
 
-def graphs_of(device: torch.device) -> GraphCache[PlanWork | Slices]:
-    """The graphs of a device, one cache for the process: planners share its bounds."""
-    return _of(device.type, _index(device), True)[1]
+def graphs_of(device: torch.device, captured: bool = True) -> GraphCache[PlanWork | Slices]:
+    """The graphs of a device, one cache for the process: planners share its bounds. Without `captured`, what is no graph."""
+    return _of(device.type, _index(device), captured)[1]
+
+
+def in_graph(job: Job | SamplingJob, costs: CustomCosts, use: Callable[[Device, GraphCache[Any]], Used]) -> Used:
+    """`use` of the device and its graphs; of what makes none, where a graph cannot hold a cost that is called."""
+    graphs, plain = (_of(job.x0.device.type, _index(job.x0.device), captured) for captured in (True, False))
+    return in_graph_or_not(job, costs, graphs, plain, use)
+
+
+@contextmanager
+def using(device: torch.device) -> Iterator[None]:
+    """While work of the device's caches is used: it is nobody else's."""
+    with graphs_of(device).lock, graphs_of(device, False).lock:
+        yield
+
+
+def capture_seconds(device: torch.device) -> float:
+    """What went into captures so far."""
+    return graphs_of(device).stats.seconds + graphs_of(device, False).stats.seconds
+
+
+def told(device: torch.device, costs: CustomCosts) -> dict[str, Any]:
+    """What a plan's stats say of graphs, and of costs that are not of ours."""
+    stats = graphs_of(device, costs.unheld is None).stats
+    return {"graphs": vars(stats).copy(), **costs.told_after(device_of(device).captures)}
 
 
 @functools.cache

@@ -37,10 +37,13 @@ class Graph(Protocol):
 
 
 class Device(Protocol):
-    """Where bodies run. `name` is that of the hardware."""
+    """Where bodies run. `name` is that of the hardware; `captures` says whether a graph is more than its body, run again."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def captures(self) -> bool: ...
 
     def capture(self, body: Body) -> Graph:
         """The body as a graph. It may run once on the way; what it raises is raised."""
@@ -93,6 +96,8 @@ class CudaDevice:
 
     Graphs of one CudaDevice share the workspace of cuBLAS: `turn` before replaying from another stream.
     """
+
+    captures = True
 
     def __init__(self, device: torch.device) -> None:
         if device.type != "cuda":
@@ -154,6 +159,8 @@ class EagerGraph:
 
 class EagerDevice:
     """Any device, without graphs: a replay runs the body. For CPUs, and to compare graphs with."""
+
+    captures = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

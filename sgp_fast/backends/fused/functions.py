@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,27 +12,29 @@ from torch import Tensor
 from ...kernels.traced.trace import Features, Params, pack_params
 from ..custom import Called, CustomCosts, Traced, custom_costs, is_custom
 from ..job import Job
+from ..sampling import SamplingJob, running_values, terminal_values
 from .graphs import copy_in
 
 
 class Functions:
-    """Of a job, for a bucket of R rows; of none, none.
+    """Of a job, for a bucket of R rows; of none, none. For a sampling planner they are without gradients.
 
     running, terminal  `device_function`s of the costs that are traced; else None
-    calls, last_calls  the costs' own `value_and_grad` where they are not; else None
+    calls, last_calls  the costs' own `value_and_grad` where they are not, or what gives their values alone; else None
     params             what is traced reads of the problems' parameters, `[R, width]`; None where there are none
     given              the parameters as the costs themselves take them
     """
 
-    def __init__(self, job: Job | None = None, rows: int = 0, device: torch.device | None = None) -> None:
+    def __init__(self, job: Job | SamplingJob | None = None, rows: int = 0, device: torch.device | None = None) -> None:
         self.costs = CustomCosts(None, None) if job is None else custom_costs(job)
         self._features: Features | None = None
         self.running = self.terminal = self.calls = self.last_calls = self.params = None
         self.given: Params = None
         if job is None:
             return
-        self.running, self.calls = self._made(self.costs.running, job.problem.cost)
-        self.terminal, self.last_calls = self._made(self.costs.terminal, job.problem.terminal)
+        values = (running_values, terminal_values) if isinstance(job, SamplingJob) else (None, None)
+        self.running, self.calls = self._made(self.costs.running, job.problem.cost, values[0])
+        self.terminal, self.last_calls = self._made(self.costs.terminal, job.problem.terminal, values[1])
         width = 0 if self._features is None else self._features.params_width
         self.params = torch.zeros(rows, width, dtype=torch.float32, device=device) if width else None
         if self.calls is not None or self.last_calls is not None:
@@ -41,6 +44,11 @@ class Functions:
     def present(self) -> bool:
         """Whether there is any."""
         return self.costs.running is not None or self.costs.terminal is not None
+
+    @property
+    def params_width(self) -> int:
+        """Numbers of a problem's parameters that traced costs read."""
+        return 0 if self.params is None else self.params.shape[1]
 
     @property
     def bytes(self) -> int:
@@ -59,16 +67,18 @@ class Functions:
         elif isinstance(self.given, Tensor) and isinstance(params, Tensor):
             copy_in(self.given, params, "params")
 
-    def stay(self, job: Job) -> bool:
+    def stay(self, job: Job | SamplingJob) -> bool:
         """Whether the job's costs are still what was traced."""
         now = custom_costs(job) if self.present else self.costs
         return now.running is self.costs.running and now.terminal is self.costs.terminal
 
-    def _made(self, found: Traced | Called | None, cost: Any) -> tuple[Any, Callable[..., Any] | None]:
+    def _made(
+        self, found: Traced | Called | None, cost: Any, values: Callable[..., Tensor] | None
+    ) -> tuple[Any, Callable[..., Any] | None]:
         if found is None:
             return None, None
         if isinstance(found, Called):
-            return None, cost.value_and_grad
+            return None, cost.value_and_grad if values is None else functools.partial(values, cost)
         from ...kernels.traced.triton_code import device_function
 
         self._features = found.features

@@ -45,8 +45,12 @@ class GridPlan:
     ) -> None:  # fmt: skip
         """`settled` is the iteration from which the schedules no longer change."""
         networks = {name: model.network.program for name, model in packed.models.items()}
-        if packed.functions.present:
-            raise ValueError("the grid regime does not cover a cost of one's own; use backend='fused', which takes another")
+        functions = packed.functions
+        if functions.costs.split is not None:
+            raise ValueError(
+                f"the grid regime holds its cost in the kernel, and this one cannot be traced: {functions.costs.split}; use "
+                "backend='fused', which calls it between kernels"
+            )
         if (why := uncovered_by_grid(networks, buffers.rows)) is not None:
             raise ValueError(f"the grid regime does not cover {why}; use backend='fused', which takes another")
         if packed.device.type == "cuda" and torch.cuda.get_device_capability(packed.device)[0] not in (8, 9):
@@ -68,17 +72,20 @@ class GridPlan:
             name: torch.empty(rows[name] * slab.total, dtype=torch.float32, device=packed.device)
             for name, slab in slabs.items() if slab is not None
         }  # fmt: skip
-        self.scratch["pull"] = torch.empty(T * R * packed.columns, dtype=torch.float32, device=packed.device)
+        for name in ("pull", "form") if functions.present else ("pull",):
+            numbers = (T + 1 if functions.present else T) * R * packed.columns
+            self.scratch[name] = torch.empty(numbers, dtype=torch.float32, device=packed.device)
         self._counter = torch.zeros(1, dtype=torch.int32, device=packed.device)
         self._table = torch.tensor(table, dtype=torch.int32, device=packed.device)
         self._zero = torch.zeros(1, dtype=torch.int32, device=packed.device)
-        self._arguments = (*tensors_of(packed, buffers), Scratch(*(self.scratch.get(n) for n in (*rows, "pull"))))
+        self._arguments = (*tensors_of(packed, buffers), Scratch(*(self.scratch.get(n) for n in (*rows, "pull", "form"))))
         self._constants: dict[str, Any] = dict(
             DYNAMICS=networks["dynamics"], SCORE=networks.get("score"), COST=networks.get("cost"),
             TERMINAL=networks.get("terminal"), LAYOUT=layout, PROGRAMS=self.programs, TILE=tile, T=T, NX=packed.nx,
             NU=packed.nu, NU_COLUMNS=padded(packed.nu), BOUNDING="none" if buffers.low is None else planner.bounding,
             CHANGE=packed.control_change > 0, HISTORY=0 if buffers.history is None else planner.iterations,
-            OPTIONS=options_of(packed, planner), num_warps=tile.warps, num_stages=1,
+            OPTIONS=options_of(packed, planner), FUNCTION=functions.running, LAST_FUNCTION=functions.terminal,
+            PARAMS=functions.params_width, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
         self._synchronise = self.programs > 1 and not stepwise
         if self._synchronise and packed.device.type == "cuda":

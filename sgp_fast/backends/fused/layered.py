@@ -148,11 +148,10 @@ class Layered:
         self._inputs(z, t, None, goal=self._origin)
         pull.zero_()
         if calls is None:
-            params = p.functions.params
             kernel: Any = function_kernel  # to the type checker it has no num_warps
             kernel[(-(-rows // FUNCTION_PROGRAM),)](
-                z, b.goal, params, value, pull, t, rows, self._R, FUNCTION=function, STEPS=rows // self._R,
-                COLUMNS=p.columns, NX=p.nx, PARAMS=0 if params is None else params.shape[1], BLOCK_B=FUNCTION_PROGRAM,
+                z, b.goal, p.functions.params, value, pull, t, rows, self._R, FUNCTION=function, STEPS=rows // self._R,
+                COLUMNS=p.columns, NX=p.nx, PARAMS=p.functions.params_width, BLOCK_B=FUNCTION_PROGRAM,
                 num_warps=1,
             )  # fmt: skip
             return

@@ -16,7 +16,8 @@ from torch import Tensor
 from ...plan import Plan
 from .. import eager
 from ..job import Job
-from .backend import candidates_of, device_of
+from .backend import candidates_of, device_of, in_graph
+from .calling import try_calls
 from .graphs import bucket, copy_in
 from .packed import sources
 from .work import PlanWork
@@ -46,8 +47,10 @@ class Receding:
         self._u, self._m, self._s = torch.zeros_like(b.v), torch.zeros_like(b.m), torch.zeros_like(b.s)
         self._count = torch.zeros_like(b.count)
         self._out = b.x0.new_zeros(b.rows, b.v.shape[2] + 1)
-        self._device = device_of(at.x0.device, captured=self._work.functions.costs.split is None)
-        self._graph = self._device.capture(self._body)
+        self._device = device_of(at.x0.device)
+        costs = self._work.functions.costs
+        self._graph = in_graph(job, costs, lambda device, _: device.capture(self._body))
+        self._is_held = costs.unheld is None
         self._addresses = tuple(t.data_ptr() for t in self._work.reads)
 
     @property
@@ -62,6 +65,11 @@ class Receding:
         """Whether the problem's weights are the tensors that the graph reads."""
         if not self._work.functions.stay(self._job):
             return False
+        costs = self._work.functions.costs
+        if self._is_held and self._device.captures:
+            try_calls(self._device, costs, self._job.problem)
+            if costs.unheld is not None:
+                return False  # the graph is not to be trusted any more
         now = sources(self._job.problem)
         return all(a is b and a.data_ptr() == at for a, b, at in zip(now, self._work.reads, self._addresses, strict=True))
 

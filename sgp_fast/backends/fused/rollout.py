@@ -7,7 +7,7 @@ import time
 from collections.abc import Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +21,19 @@ from ...plan import Plan
 from ...problem import Problem
 from ...sampling import Sampler
 from ..coverage import foreign_part
-from ..custom import is_custom
-from ..sampling import NUMBERS, SamplingJob, Values, conclude, members_of, over_members
+from ..custom import CustomCosts
+from ..sampling import NUMBERS, SamplingJob, Values, conclude, members_of, over_members, take
 from .arguments import model_of
-from .backend import PRECISIONS, device_of, graphs_of, interpreting
+from .backend import PRECISIONS, device_of, in_graph, interpreting, told, traced, using
+from .device import Device
+from .functions import Functions, own
 from .graphs import GraphCache, bucket, copy_in
 from .packed import PackedProblem, sources
 
 # Candidates of all problems that are planned together: their costs are 64 MB, and a few times as much at work.
 CANDIDATES = 1 << 24
+# Candidates whose states and controls are stored at once, for a cost that is called: 53 MB at T = 8, nx = 17, nu = 6.
+STORED = 1 << 16
 # Programs of a launch: each takes one block of candidates after the other, and its scratch serves them all.
 PROGRAMS_A_MULTIPROCESSOR = 2
 # What a thread can have. Without being told, the assembler of sm_80 keeps small blocks to half of it, and spills.
@@ -43,9 +47,6 @@ def why_not(problem: Problem, planner: Sampler, device: torch.device) -> str | N
         return f"its kernels run on {where}, and the models are on {device}"
     if planner.precision not in PRECISIONS:
         return f"its kernels plan in {', '.join(PRECISIONS)}, not in {planner.precision}"
-    for name, cost in (("cost", problem.cost), ("terminal cost", problem.terminal)):
-        if is_custom(cost):
-            return f"the {name} is a {type(cost).__name__}, which the kernels of sampling planners do not trace"
     for member in members_of(problem):
         if (why := foreign_part(member, lambda part, spec: uncovered(spec))) is not None:
             return why
@@ -56,7 +57,8 @@ def why_not(problem: Problem, planner: Sampler, device: torch.device) -> str | N
 
 def tile_of(problem: Problem, planner: Sampler, rows: int, device: torch.device) -> Tile | None:
     """How the rollout of so many candidates is divided: the tile expected to be fastest."""
-    parts = [member.dynamics for member in members_of(problem)] + [problem.score, problem.cost, problem.terminal]
+    costs = [own(problem.cost), own(problem.terminal)]
+    parts = [member.dynamics for member in members_of(problem)] + [problem.score, *costs]
     specs = [part.network.spec for part in parts if getattr(part, "network", None) is not None]
     columns = padded(parts[0].nx + parts[0].nu)
     programs = tuple(lay_out(spec, columns).program for spec in specs)
@@ -83,7 +85,7 @@ class Member:
             return torch.zeros(shape, dtype=torch.float32, device=packed.device)
 
         at_plan = Results(
-            floats(rows), floats(rows, horizon + 1, packed.nx), floats(rows, horizon), floats(rows), floats(rows),
+            floats(rows), floats(rows, horizon + 1, packed.nx), None, floats(rows, horizon), floats(rows), floats(rows),
             floats(rows, horizon),
         )  # fmt: skip
         return cls(packed, floats(rows, samples), at_plan)
@@ -91,7 +93,8 @@ class Member:
     @property
     def bytes(self) -> int:
         networks = sum(model.network.bytes for model in self.packed.models.values())
-        return networks + sum(t.numel() * t.element_size() for t in (self.cost, *self.at_plan))
+        tensors = (t for t in (self.cost, *self.at_plan) if t is not None)
+        return networks + sum(t.numel() * t.element_size() for t in tensors)
 
 
 class RolloutWork:
@@ -101,7 +104,8 @@ class RolloutWork:
         problem, planner, device = job.problem, job.planner, job.x0.device
         self._problems, self.reads = members_of(problem), sources(problem)
         self._planner, self._tile, self._penalty, self._level = planner, tile, job.penalty, job.level
-        packed = [PackedProblem(member, planner.product_dtype, device) for member in self._problems]
+        self.functions = Functions(job, rows, device)
+        packed = [PackedProblem(m, planner.product_dtype, device, self.functions) for m in self._problems]
         self.members = [Member.allocate(p, rows, planner.samples, planner.horizon) for p in packed]
         nx, nu = packed[0].nx, packed[0].nu
 
@@ -116,6 +120,9 @@ class RolloutWork:
         self._keys = torch.zeros(rows, dtype=torch.int64, device=device)
         self.found = torch.zeros(rows, dtype=torch.bool, device=device)
         self._sums = allocate_sums(planner.samples, self.mean)
+        stored = min(STORED, rows * planner.samples) if self.functions.costs.split is not None else 0
+        self._states, self._controls = floats(stored, planner.horizon + 1, nx), floats(stored, planner.horizon, nu)
+        self._steps = torch.arange(planner.horizon, device=device)[:, None]
         self._zero = torch.zeros(1, dtype=torch.int32, device=device)
         self._layout = value_sizes(tile, _programs(packed))
         self._programs = min(-(-rows * planner.samples // tile.block_b), _most_programs(device))
@@ -124,8 +131,10 @@ class RolloutWork:
 
     @property
     def bytes(self) -> int:
-        own = (self._start, self._start_std, self.mean, self._std, *self._sums, self._scratch, self._scratch32)
-        return sum(t.numel() * t.element_size() for t in own) + sum(member.bytes for member in self.members)
+        own = (self._start, self._start_std, self.mean, self._std, *self._sums, self._scratch, self._scratch32,
+               self._states, self._controls)  # fmt: skip
+        members = sum(member.bytes for member in self.members)
+        return sum(t.numel() * t.element_size() for t in own) + members + self.functions.bytes
 
     def load(self, job: SamplingJob) -> None:
         """Copy in a job, whose problems may be fewer than the bucket has."""
@@ -137,6 +146,7 @@ class RolloutWork:
         for name, static, tensor in given:
             if static is not None and tensor is not None:
                 copy_in(static, tensor.expand(len(job.x0), *tensor.shape[1:]) if len(tensor) == 1 else tensor, name)
+        self.functions.load(job.params)
         self._seed.fill_((job.seed + 2**63) % 2**64 - 2**63)
 
     def body(self) -> None:
@@ -158,8 +168,19 @@ class RolloutWork:
 
     def roll_out(self, i: int) -> None:
         """Enqueue the costs of the candidates of iteration i."""
+        samples, called = self._planner.samples, len(self._states) > 0
+        rows = len(self.mean) * samples
+        at_once = len(self._states) if called else rows
         for member in self.members:
-            self._launch(member, i, self._planner.samples, Results(member.cost, *[None] * 5), noise=True)
+            stored = (self._states, self._controls) if called else (None, None)
+            for first in range(0, rows, at_once):
+                last = min(first + at_once, rows)
+                self._launch(member, i, samples, first, last, Results(member.cost, *stored, *[None] * 4), noise=True)
+                if called:
+                    at = torch.arange(first, last, device=self.mean.device) // samples
+                    x, u = (t[: last - first].transpose(0, 1).contiguous() for t in (self._states, self._controls))
+                    running, terminal = self._called(x, u, at)
+                    member.cost.view(-1)[first:last].add_(running.sum(0)).add_(terminal)
 
     def refit(self, i: int) -> None:
         """Enqueue the refit to the candidates of iteration i; as `backends.sampling` has it."""
@@ -181,8 +202,15 @@ class RolloutWork:
         """Enqueue the evaluation of the mean, which is the plan."""
         if self._low is not None and self._high is not None:
             self.mean.copy_(torch.clamp(self.mean, self._low[:, None], self._high[:, None]))
+        rows = len(self.mean)
         for member in self.members:
-            self._launch(member, 0, 1, member.at_plan, noise=False)
+            at_plan = member.at_plan
+            self._launch(member, 0, 1, 0, rows, at_plan, noise=False)
+            if len(self._states):
+                x, u = (t.transpose(0, 1).contiguous() for t in (at_plan.x, self.mean))
+                running, terminal = self._called(x, u, torch.arange(rows, device=x.device))
+                at_plan.running.add_(running.T)
+                at_plan.terminal.add_(terminal)
 
     def results(self, rows: int) -> tuple[Tensor, list[Values], Tensor]:
         """The plan's controls, its values under each member (time-major), and who had a finite candidate; copies."""
@@ -199,12 +227,25 @@ class RolloutWork:
             ))  # fmt: skip
         return self.mean[:rows].clone(), values, self.found[:rows].clone()
 
-    def _launch(self, member: Member, i: int, samples: int, results: Results, noise: bool) -> None:
-        """Enqueue the rollout of `samples` candidates a problem; without noise, of the mean, and all of it is stored."""
+    def _called(self, x: Tensor, u: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Running `[T, rows]` and terminal `[rows]` costs of what is called, for rows of the problems `at`; else zeros."""
+        functions, goal = self.functions, take(self._goal, at)
+        params = take(functions.given, at)
+        running, terminal = x.new_zeros(u.shape[:2]), x.new_zeros(u.shape[1])
+        if functions.calls is not None:
+            running = functions.calls(x[:-1], u, goal, self._steps, params)
+        if functions.last_calls is not None:
+            terminal = functions.last_calls(x[-1], goal, params)
+        return running, terminal
+
+    def _launch(
+        self, member: Member, i: int, samples: int, first: int, last: int, results: Results, noise: bool
+    ) -> None:
+        """Enqueue the rollout of the rows `first … last−1`, `samples` a problem; without noise they are the mean's."""
         packed, planner, tile = member.packed, self._planner, self._tile
         programs = {name: model.network.program for name, model in packed.models.items()}
         scored = packed.score is not None and (not noise or self._penalty > 0)
-        rows = len(self.mean) * samples
+        functions = self.functions
         quadratics = Quadratics(
             packed.curvature, packed.goal if packed.curvature is not None else None,
             packed.last_curvature, packed.last_goal if packed.last_curvature is not None else None, self._goal,
@@ -212,14 +253,15 @@ class RolloutWork:
         draws = Draws(self.mean, self._std, self._low, self._high, self._seed, self._keys)
         models = (packed.dynamics, packed.score if scored else None, packed.cost, packed.terminal)
         kernel: Any = rollout_kernel
-        kernel[(min(-(-rows // tile.block_b), self._programs),)](
-            *map(model_of, models), packed.scale, packed.gain, quadratics, self._x0, draws, results, self._zero,
-            self._scratch, self._scratch32, rows, samples, i, float(self._penalty), float(packed.control_change),
-            float(planner.effort),
+        kernel[(min(-(-(last - first) // tile.block_b), self._programs),)](
+            *map(model_of, models), packed.scale, packed.gain, quadratics, functions.params, self._x0, draws, results,
+            self._zero, self._scratch, self._scratch32, first, last, samples, i, float(self._penalty),
+            float(packed.control_change), float(planner.effort),
             DYNAMICS=programs["dynamics"], SCORE=programs.get("score") if scored else None, COST=programs.get("cost"),
             TERMINAL=programs.get("terminal"), TILE=tile, T=planner.horizon, NX=packed.nx, NU=packed.nu, LEVEL=self._level,
             SIZES=self._layout, NOISE=noise, CHANGE=packed.control_change > 0, EFFORT=noise and planner.effort > 0,
-            STORE=not noise, num_warps=tile.warps, num_stages=tile.stages, maxnreg=_MOST_REGISTERS,
+            FUNCTION=functions.running, LAST_FUNCTION=functions.terminal, PARAMS=functions.params_width,
+            num_warps=tile.warps, num_stages=tile.stages, maxnreg=_MOST_REGISTERS,
         )  # fmt: skip
 
 
@@ -239,28 +281,29 @@ class FusedSampling:
 
     @torch.no_grad()
     def run(self, job: SamplingJob) -> Plan:
-        planner, device, taken = job.planner, job.x0.device, job.planner.iterations
-        batch = len(job.x0)
+        planner, device = job.planner, job.x0.device
+        batch, (job, costs) = len(job.x0), traced(job)
         size = bucket(batch)
         tile = tile_of(job.problem, planner, size * planner.samples, device)
         assert tile is not None  # `why_not` has found one
-        # One cache holds the graphs of a device, whatever they plan; a key's work is always of one kind.
-        cache = cast("GraphCache[RolloutWork]", graphs_of(device))
-
         def made() -> RolloutWork:
             return RolloutWork(job, size, tile)
 
-        with cache.lock:
-            entry = cache.get(_key(job, size), sources(job.problem), made)
+        # One cache holds the graphs of a device, whatever they plan; a key's work is always of one kind.
+        def use(_: Device, cache: GraphCache[Any]) -> tuple[RolloutWork, int]:
+            entry = cache.get(_key(job, size, costs), sources(job.problem), made)
             work = entry.work
             work.load(job)
             if job.deadline < math.inf:
-                taken = _until(job, work)
-            else:
-                entry.graph.replay()
+                return work, _until(job, work)
+            entry.graph.replay()
+            return work, planner.iterations
+
+        with using(device):
+            work, taken = in_graph(job, costs, use)
             u, values, found = work.results(batch)
         plan = conclude(job, u, values, found, taken)
-        stats = {"regime": f"rollout, tile of {tile.block_b} rows", "bucket": size, "graphs": vars(cache.stats).copy()}
+        stats = {"regime": f"rollout, tile of {tile.block_b} rows", "bucket": size, **told(device, costs)}
         return replace(plan, stats=stats)
 
 
@@ -277,11 +320,11 @@ def _until(job: SamplingJob, work: RolloutWork) -> int:
     return taken
 
 
-def _key(job: SamplingJob, size: int) -> Hashable:
+def _key(job: SamplingJob, size: int, costs: CustomCosts) -> Hashable:
     """What a graph is captured for, beside the weights that it reads."""
     parts = tuple(id(part) for part in job.problem.modules.values())
     given = (job.low is not None, job.goal is not None, job.level, job.penalty)
-    return ("sampling", parts, job.problem.control_change, job.planner, size, *given)
+    return ("sampling", parts, job.problem.control_change, job.planner, size, *given, costs)
 
 
 def _programs(packed: list[PackedProblem]) -> tuple[Program, ...]:

@@ -48,7 +48,7 @@ class TilePlan:
         functions = packed.functions
         self._constants |= dict(
             FUNCTION=functions.running, LAST_FUNCTION=functions.terminal,
-            PARAMS=0 if functions.params is None else functions.params.shape[1],
+            PARAMS=functions.params_width,
         )  # fmt: skip
 
     def iterate(self, first: int, last: int) -> None:

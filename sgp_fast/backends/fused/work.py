@@ -57,11 +57,10 @@ class Slices:
         """The graphs of all slices, where they are not there yet. Capturing runs them: load a job afterwards."""
         if self._graphs:
             return
-        for last in self._ends:
-            first = (last - 1) // LOOK * LOOK
-            self._graphs.append(device.capture(functools.partial(self.plan.iterate, first, last)))
-        for settled in (False, True):
-            self._judge[settled] = device.capture(functools.partial(self.plan.evaluate, settled))
+        slices = [((last - 1) // LOOK * LOOK, last) for last in self._ends]
+        graphs = [device.capture(functools.partial(self.plan.iterate, *ends)) for ends in slices]
+        judge = {settled: device.capture(functools.partial(self.plan.evaluate, settled)) for settled in (False, True)}
+        self._graphs, self._judge = graphs, judge  # at last: where a capture fails, there are none
 
     def run(self, job: Job, device: Device) -> None:
         """Plan until all iterations are done or the deadline has passed; in the latter case, back to the best so far.
