@@ -23,7 +23,7 @@ def run_command(
     """Measure the ladder of planners: every rung is held against float64 before it is timed. Prints a table.
 
     Args:
-        minutes: How long it may take, but for --cold-costs; the sweep that fits is chosen, the published cases first.
+        minutes: How long it may take, but for --cases and --cold-costs; what fits is chosen, the published cases first.
         out: Record the rows here, as JSON lines.
         cases: Measure these instead, all of them: problems x width, like 64x256, or 64x256:T16:100:bfloat16.
         rungs: Only these rungs.
@@ -91,6 +91,8 @@ def validate_command(files: tuple[Path, ...]) -> None:
     Args:
         files: Files of results.
     """
+    if not files:
+        raise ValueError("no file is given; name one or more that bench run, bench quality or profile recorded")
     broken = 0
     for path in files:
         try:

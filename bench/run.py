@@ -53,7 +53,7 @@ class Settings:
     @property
     def chosen(self) -> bool:
         """The user named the cases: all are measured, however long they take."""
-        return bool(self.cases) or self.problem is not None
+        return bool(self.cases)
 
     @property
     def share(self) -> float:

@@ -171,9 +171,14 @@ def takes(function: Callable[..., Any], counts: tuple[int, ...], name: str, expe
 
 @contextmanager
 def naming_absent(name: str, **given: Any) -> Iterator[None]:
-    """Where a function fails on a goal or params that are None, say that none were given."""
+    """Where a function fails on a goal or params that are None, or lack a key, say what was given."""
     try:
         yield
+    except KeyError as error:
+        params = given.get("params")
+        if not isinstance(params, dict) or not error.args or error.args[0] in params:
+            raise
+        raise ValueError(f"{name} failed on the key {error.args[0]!r}; params has {', '.join(map(repr, params))}") from error
     except TypeError as error:
         absent = [what for what, value in given.items() if value is None]
         if "NoneType" not in str(error) or not absent:

@@ -47,9 +47,6 @@ def read_inputs(problem: Problem, planner: Planner, x0: Any, *, goal: Any, param
         raise ValueError(f"x0 has shape {tuple(x0.shape)}; expected [B, nx] with at least one problem, or [nx]")
     batch, nx = x0.shape
     _finite("x0", x0)
-    nx_model = getattr(problem.dynamics, "nx", nx)
-    if nx != nx_model:
-        raise ValueError(f"x0 has nx={nx} features; the dynamics have nx={nx_model}")
     nu = problem.controls(nx)
     _check_sizes(problem, nx, nu)
     for name, value in (("goal", goal), ("params", params)):

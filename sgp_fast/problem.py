@@ -117,7 +117,9 @@ class Problem:
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     def controls(self, nx: int) -> int:
-        """Number of controls, from the parts that know it."""
+        """Number of controls, from the parts that know it; ValueError where they, or start states of nx, do not fit."""
+        if nx != (nx_model := getattr(self.dynamics, "nx", nx)):
+            raise ValueError(f"x0 has nx={nx} features; the dynamics have nx={nx_model}")
         known: dict[str, int] = {}
         if isinstance(self.dynamics, Dynamics | Ensemble):
             known["dynamics"] = self.dynamics.nu

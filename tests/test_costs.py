@@ -156,3 +156,6 @@ def test_a_cost_that_misses_its_goal_says_so() -> None:
     x, u, _, _ = inputs("tensor")
     with pytest.raises(TypeError, match="cost failed.*no goal or params was given; pass it to solve"):
         CustomCost(lambda x, u, goal, t, params: (x - goal).sum(-1)).value_and_grad(x, u, None, STEPS, None)
+    with pytest.raises(ValueError, match="cost failed on the key 'weight'; params has 'wait'"):
+        weighted = CustomCost(lambda x, u, goal, t, params: params["weight"] * u.square().sum(-1))
+        weighted.value_and_grad(x, u, None, STEPS, {"wait": torch.ones(B)})

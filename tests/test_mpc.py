@@ -109,6 +109,12 @@ def test_reset_forgets_and_repeats() -> None:
     assert np.array_equal(mpc.act(obs), first)
 
 
+def test_observations_of_another_environment_are_refused() -> None:
+    mpc = sgp.MPC(problem(), PLANNER, 2)
+    with pytest.raises(ValueError, match=f"x0 has nx={NX + 3} features; the dynamics have nx={NX}"):
+        mpc.act(np.zeros((2, NX + 3)))
+
+
 def test_an_inactive_environment_keeps_its_plan_and_may_observe_nothing() -> None:
     first, second = observations(2)
     mpc, other = sgp.MPC(problem(), PLANNER, B), sgp.MPC(problem(), PLANNER, B)

@@ -17,7 +17,7 @@ def foreign_part(problem: Problem, uncovered: Callable[[str, NetworkSpec], str |
     """
     dynamics, score, cost, terminal = problem.dynamics, problem.score, problem.cost, problem.terminal
     if type(dynamics) is not Dynamics:
-        return f"the dynamics are a {type(dynamics).__name__}, not a sgp_fast Dynamics"
+        return f"the dynamics are of type {type(dynamics).__name__}, not a sgp_fast Dynamics"
     nx, nz = dynamics.nx, dynamics.network.spec.inputs
     for name, part in (("dynamics", dynamics), ("score", score), ("cost", cost), ("terminal cost", terminal)):
         custom = (part is cost or part is terminal) and is_custom(part)

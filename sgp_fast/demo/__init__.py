@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,7 +56,7 @@ def run_demo(
         cores=os.cpu_count() or 1,
         torch_threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), **_versions("sgp-fast", "torch", "gymnasium", "mujoco")},
-        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        date=datetime.now(UTC).isoformat(timespec="minutes"),
         config=settings.name,
         stage_seconds=stages,
     )

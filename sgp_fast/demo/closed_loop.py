@@ -76,7 +76,8 @@ def _strip(key: str, env_id: str, trajectory: Trajectory, fell: bool) -> FrameSt
     steps = np.unique(np.linspace(0, len(trajectory.rewards), FRAMES).round().astype(int))
     so_far = np.concatenate(([0.0], np.cumsum(trajectory.rewards)))
     frames = []
-    env = gym.make(env_id, render_mode="rgb_array", width=PIXELS[0], height=PIXELS[1])
+    # Named, for without a name gymnasium takes a camera that stays where the episode began.
+    env = gym.make(env_id, render_mode="rgb_array", width=PIXELS[0], height=PIXELS[1], camera_name="track")
     try:
         env.reset(seed=0)
         for step in steps:

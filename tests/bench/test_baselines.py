@@ -328,7 +328,7 @@ def planned(**options: Any) -> Callable[[Case], Case]:
 REFUSED: dict[str, tuple[Callable[[Case], Case], str]] = {
     "another cost": (quadratic, "the cost is a QuadraticCost"),
     "terminal cost": (terminal, "there is a terminal cost"),
-    "a user's module": (foreign, "the dynamics are a AutogradDynamics"),
+    "a user's module": (foreign, "the dynamics are of type AutogradDynamics"),
     "blocks": (blocks, "the cost hold a network of pre-norm blocks"),
     "tanh": (planned(bounding="tanh"), "tanh keeps the bounds"),
     "starts": (planned(starts=2), "2 starts a problem"),

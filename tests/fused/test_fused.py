@@ -553,7 +553,7 @@ def uncovered() -> dict[str, tuple[Case, dict[str, Any], dict[str, Any]]]:
         "its kernels plan in float32, tf32, float16, bfloat16, not in float64": (made, {"precision": "float64"}, {}),
         "a callback wants to see every iteration, and a graph runs them all at once": (
             made, {}, {"callback": lambda at: None}),
-        "the dynamics are a AutogradDynamics, not a sgp_fast Dynamics": (module, {}, {}),
+        "the dynamics are of type AutogradDynamics, not a sgp_fast Dynamics": (module, {}, {}),
         "the dynamics hold a layer 1025 wide; the kernels go to 1024": (wide, {}, {}),
     }  # fmt: skip
 
