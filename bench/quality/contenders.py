@@ -108,8 +108,6 @@ def best_backend(device: str) -> str:
 
 def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
     backend, T, R = best_backend(device), planner.horizon, budgets.rounds
-    sampling = "fused" if backend == "fused" else "eager"  # native code has no sampling planners
-
     def of(name: str, setting: str, backend: str, make: Make) -> Contender:
         return Contender("budget", name, setting, backend, "float32", device, make)
 
@@ -117,14 +115,14 @@ def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
         # A schedule given as a table belongs to one number of iterations; those of the demo are constants and pairs.
         sgp = replace(planner, iterations=n, precision="float32")
         yield of("SGP", _count(n, "iteration"), backend, partial(_mpc, sgp, backend))
-        if backend != "eager":  # like for like with the sampling planners where they are plain PyTorch
+        if backend != "eager":  # what the same planner earns and takes in plain PyTorch
             yield of("SGP, plain PyTorch", _count(n, "iteration"), "eager", partial(_mpc, sgp, "eager"))
     free = replace(planner, beta=0.0, precision="float32")
     yield of("SGP, β = 0", _count(free.iterations, "iteration"), backend, partial(_mpc, free, backend))
     for n in budgets.samples:
         shooting, cem = CEM(T, 1, n, elites=1), CEM(T, R, n, elites=max(1, n // 8))
-        yield of("random shooting", _count(n, "sample"), sampling, partial(_mpc, shooting, sampling))
-        yield of("CEM", f"{R} × {_count(n, 'sample')}", sampling, partial(_mpc, cem, sampling))
+        yield of("random shooting", _count(n, "sample"), backend, partial(_mpc, shooting, backend))
+        yield of("CEM", f"{R} × {_count(n, 'sample')}", backend, partial(_mpc, cem, backend))
 
 
 def _mpc(planner: Planner, backend: str, problem: Problem, batch: int, seed: int) -> Controller:

@@ -3,6 +3,7 @@
     plan.cpp        what Python calls; how blocks of problems, or columns of products, go to threads (threads.h)
     rollout.h       a block of rows: its states, and their costs; memory.h where it lies
     block.h         the planner for such a block: adjoint, Adam
+    candidates.h    what sampling planners ask of it: candidates drawn, rolled out and costed; draws.h their numbers
     network.h       a network's value and input-gradient for a block of rows
     products.h      products with packed weights; tiles.h the same on AMX
     activations.h   activations and their derivatives; simd.h vectors and elementary functions
@@ -12,6 +13,7 @@
 from .build import BuildError, Engine, engine, function, load, why_unavailable
 from .pack import (
     COST_FUNCTION,
+    CCandidates,
     CCost,
     CPlan,
     CProblem,
@@ -25,6 +27,6 @@ from .pack import (
 )
 
 __all__ = [
-    "COST_FUNCTION", "BuildError", "CCost", "CPlan", "CProblem", "CQuadratic", "Engine", "PackedNetwork",
+    "COST_FUNCTION", "BuildError", "CCandidates", "CCost", "CPlan", "CProblem", "CQuadratic", "Engine", "PackedNetwork",
     "Products", "Store", "check_layout", "engine", "function", "load", "pack", "uncovered", "why_unavailable",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from ctypes import c_double, c_float, c_int32, c_long, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_long, c_void_p
 from typing import Literal, get_args
 
 import torch
@@ -104,9 +104,20 @@ class CPlan(ctypes.Structure):
     ]
 
 
+class CCandidates(ctypes.Structure):
+    _fields_ = [
+        ("problem", CProblem),
+        *((name, c_void_p) for name in ("mean", "std", "keys")),
+        ("seed", c_int64),
+        *((name, c_int32) for name in ("iteration", "level")),
+        *((name, c_float) for name in ("penalty", "effort")),
+        *((name, c_void_p) for name in ("u", "value", "x", "running_cost", "terminal_cost", "change_cost", "distance")),
+    ]
+
+
 def check_layout(engine: Engine) -> None:
     """Raise where the structures here are not those of the library."""
-    kinds = (CLayer, CNetwork, CCost, CProblem, CPlan)
+    kinds = (CLayer, CNetwork, CCost, CProblem, CPlan, CCandidates)
     theirs = (c_int32 * len(kinds))()
     engine.library.sgp_sizes(theirs)
     ours = [ctypes.sizeof(kind) for kind in kinds]

@@ -1,11 +1,12 @@
 // The whole plan of score-guided shooting in one call: for each iteration a rollout, the scores, costs and their gradients of
 // all steps at once, the adjoint sweep, Adam, projection; and a last pass that evaluates the result. block.h does that for a
-// block of rows; this file shares the rows, or the columns of the products, among threads, and holds what Python calls.
+// block of rows, and candidates.h what sampling planners ask for; this file shares the rows, or the columns of the products, among threads, and holds what Python calls.
 //
 // Two ways to share the work. With many problems each thread takes blocks of some tens of rows and plans each block from the
 // first iteration to the last, so nothing is shared and everything but the weights stays in its caches. With few, all threads
 // plan the same rows and share the columns of every product (see network.h); each keeps its own copy of the rest.
 #include "block.h"
+#include "candidates.h"
 
 namespace {
 
@@ -69,6 +70,22 @@ void by_columns(const Plan& p) {
   });
 }
 
+// Blocks of candidates. Costs of all kinds, and no barrier: nothing is shared but the weights.
+void evaluate(const Candidates& c) {
+  Blocks blocks(c.problem);
+  const int threads = std::min(c.problem.threads, blocks.count());
+  const auto memory = for_threads(threads, CandidateBlock().lay_out(c, blocks.most(), nullptr));
+  run_on_threads(threads, [&](int id, int) {
+    TilesInUse tiles;
+    CandidateBlock block;
+    Barrier alone;
+    blocks.each([&](int first, int rows, int) {
+      block.lay_out(c, rows, memory[id].get());
+      block.evaluate(first, rows, &alone);
+    });
+  });
+}
+
 // 0, or 1 where memory ran out. Tiles are asked for before the threads start.
 template <class Work> int attempt(Products products, Work&& work) {
   try {
@@ -89,15 +106,20 @@ int sgp_solve(const Plan* plan) {
   return attempt(plan->problem.products, [&] { plan->by_columns ? by_columns(*plan) : by_rows(*plan); });
 }
 
+// Draws candidates, or takes them as given, and evaluates them.
+int sgp_evaluate(const Candidates* candidates) {
+  return attempt(candidates->problem.products, [&] { evaluate(*candidates); });
+}
+
 // What this build is: lanes a vector, vectors a full panel, whether it takes whole numbers, whether tiles are to be had.
 void sgp_machine(int32_t* lanes, int32_t* vectors, int32_t* integers, int32_t* tiles) {
   *lanes = LANES, *vectors = VECTORS, *integers = INTEGERS, *tiles = tiles_granted();
 }
 
-// Sizes of Layer, Network, Cost, Problem and Plan.
+// Sizes of Layer, Network, Cost, Problem, Plan and Candidates.
 void sgp_sizes(int32_t* sizes) {
   sizes[0] = sizeof(Layer), sizes[1] = sizeof(Network), sizes[2] = sizeof(Cost), sizes[3] = sizeof(Problem);
-  sizes[4] = sizeof(Plan);
+  sizes[4] = sizeof(Plan), sizes[5] = sizeof(Candidates);
 }
 
 // Asks for huge pages under memory that is about to be filled.

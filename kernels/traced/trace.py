@@ -33,7 +33,8 @@ class Untraceable(Exception):
 class Features:
     """What a row of a traced cost holds, in order: x, u, goal, t, params flattened. A terminal cost has no u and no t.
 
-    `params` are names and shapes of one problem's parameters; the name is "" for a single tensor.
+    `params` are names and shapes of one problem's parameters; the name is "" for a single tensor. Without `gradient` the
+    program gives the value alone.
     """
 
     nx: int
@@ -41,6 +42,7 @@ class Features:
     goal: bool
     params: tuple[tuple[str, tuple[int, ...]], ...] = ()
     terminal: bool = False
+    gradient: bool = True
 
     @property
     def params_width(self) -> int:
@@ -76,7 +78,9 @@ class Features:
 
     @property
     def outputs(self) -> int:
-        """The value, then the gradient in x and u."""
+        """The value, then the gradient in x and u where there is one."""
+        if not self.gradient:
+            return 1
         return 1 + self.nx + (0 if self.terminal else self.nu)
 
     @classmethod
@@ -98,7 +102,8 @@ def pack_params(params: Params, features: Features) -> Tensor | None:
 def trace(
     value_and_grad: Callable[..., Any], features: Features, dtype: torch.dtype, params: Params = None, device: Any = None
 ) -> Expression:
-    """The program of a cost's `value_and_grad`, as `costs.Cost` has it (or `costs.TerminalCost`).
+    """The program of a cost's `value_and_grad`, as `costs.Cost` has it (or `costs.TerminalCost`); without its gradients
+    where `features` have none.
 
     dtype    of states and controls while it is recorded: that of the planner, so that types meet as they will; likewise
              `device`

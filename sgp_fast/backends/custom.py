@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..costs import (
 from ..kernels.traced.expression import Expression
 from ..kernels.traced.trace import Features, Params, Untraceable, pack_params, trace
 from .job import Job
+from .sampling import SamplingJob, running_values, terminal_values
 from .sight import Sight, sight
 
 OURS = (LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue)
@@ -81,10 +82,19 @@ def is_custom(part: Any) -> bool:
 
 def custom_costs(job: Job) -> CustomCosts:
     """Of a job, traced where they can be."""
+    return _costs(job, gradient=True)
+
+
+def custom_values(job: SamplingJob) -> CustomCosts:
+    """Of a sampling planner's job: their values alone, and no gradient is taken to find them."""
+    return _costs(job, gradient=False)
+
+
+def _costs(job: Job | SamplingJob, gradient: bool) -> CustomCosts:
     running, terminal = job.problem.cost, job.problem.terminal
     return CustomCosts(
-        _current(running, job, False) if is_custom(running) else None,
-        _current(terminal, job, True) if is_custom(terminal) else None,
+        _current(running, job, False, gradient) if is_custom(running) else None,
+        _current(terminal, job, True, gradient) if is_custom(terminal) else None,
     )
 
 
@@ -96,7 +106,7 @@ def sights(*costs: Any) -> tuple[Sight, ...]:
 class Probe:
     """Rows of a cost, around the start states of a job's problems, at all steps: fewer problems are varied and repeated."""
 
-    def __init__(self, features: Features, job: Job) -> None:
+    def __init__(self, features: Features, job: Job | SamplingJob) -> None:
         self._features = features
         problems, T = len(job.x0), job.planner.horizon
         of = torch.arange(PROBED, device=job.x0.device) % problems
@@ -113,6 +123,8 @@ class Probe:
 
     def results(self, cost: Any) -> Tensor:
         """Values and gradients of a cost, `[..., outputs]`; ValueError where they have other shapes than rows have."""
+        if not self._features.gradient:
+            return self.values(cost)[..., None]
         value, *grads = cost.value_and_grad(*self._arguments)
         wanted = [self.x] if self._features.terminal else [self.x, self.u]
         if value.shape != self.x.shape[:-1] or [g.shape for g in grads] != [z.shape for z in wanted]:
@@ -125,7 +137,9 @@ class Probe:
 
     @torch.no_grad()
     def values(self, cost: Any) -> Tensor:
-        """Values alone where the cost is a function, which is quicker."""
+        """Values alone where the cost is a function, which is quicker, or where no gradient is asked for."""
+        if not self._features.gradient:
+            return _values(cost, self._features, *self._arguments).clone()
         if not isinstance(cost, CustomCost | CustomTerminal):
             return self.results(cost)
         arguments = self._arguments
@@ -164,8 +178,9 @@ _of_functions: weakref.WeakKeyDictionary[Any, dict[Any, Kept]] = weakref.WeakKey
 _of_objects: OrderedDict[int, tuple[Any, dict[Any, Kept]]] = OrderedDict()
 
 
-def _current(cost: Cost | TerminalCost, job: Job, terminal: bool) -> Traced | Called:
-    features = Features.of(job.x0.shape[1], job.u.shape[2], job.goal, job.params, terminal)
+def _current(cost: Cost | TerminalCost, job: Job | SamplingJob, terminal: bool, gradient: bool) -> Traced | Called:
+    u = job.u if isinstance(job, Job) else job.mean
+    features = replace(Features.of(job.x0.shape[1], u.shape[2], job.goal, job.params, terminal), gradient=gradient)
     params = job.params if isinstance(job.params, dict) else {"": job.params}
     kinds = tuple(None if p is None else p.dtype for p in params.values())
     key = (features, job.x0.dtype, job.x0.device, kinds, job.planner.horizon)
@@ -198,10 +213,11 @@ def _store(cost: Any) -> dict[Any, Kept]:
     return found[1]
 
 
-def _made(cost: Cost | TerminalCost, features: Features, job: Job, probe: Probe) -> Traced | Called:
+def _made(cost: Cost | TerminalCost, features: Features, job: Job | SamplingJob, probe: Probe) -> Traced | Called:
     theirs = probe.results(cost)
     try:
-        expression = trace(cost.value_and_grad, features, job.x0.dtype, job.params, job.x0.device)
+        function = cost.value_and_grad if features.gradient else lambda *given: (_values(cost, features, *given),)
+        expression = trace(function, features, job.x0.dtype, job.params, job.x0.device)
     except Untraceable as why:
         return Called(str(why))
     ours = expression.evaluate(probe.rows())
@@ -213,6 +229,11 @@ def _made(cost: Cost | TerminalCost, features: Features, job: Job, probe: Probe)
             "its recording gives other numbers than the cost itself; rows must be independent, and steps alike but for t"
         )
     return Traced(expression, features)
+
+
+def _values(cost: Any, features: Features, *given: Any) -> Tensor:
+    """As the reference of the sampling planners has them."""
+    return terminal_values(cost, *given) if features.terminal else running_values(cost, *given)
 
 
 def _rows(params: Params, of: Tensor) -> Params:

@@ -1,4 +1,4 @@
-"""Sampling planners in plain PyTorch, the reference of their kernels; and which backend runs one.
+"""Sampling planners in plain PyTorch, the reference of their kernels and of native code.
 
 Nothing here takes a gradient. Candidates are rolled out in blocks: of their number only controls and costs are kept.
 """
@@ -6,6 +6,7 @@ Nothing here takes a gradient. Candidates are rolled out in blocks: of their num
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -93,10 +94,10 @@ def evaluate_values(
         states.append(_step(problem.dynamics, states[-1], u_t))
     x = torch.stack(states)
     t = torch.arange(len(u), device=x.device)[:, None]
-    running = _running(problem.cost, x[:-1], u, goal, t, params)
+    running = running_values(problem.cost, x[:-1], u, goal, t, params)
     terminal = torch.zeros_like(running[0])
     if problem.terminal is not None:
-        terminal = _terminal(problem.terminal, x[-1], goal, params)
+        terminal = terminal_values(problem.terminal, x[-1], goal, params)
     change = torch.zeros_like(terminal)
     if problem.control_change:
         change = problem.control_change * (u[1:] - u[:-1]).square().sum((0, 2))
@@ -167,19 +168,36 @@ def refit(planner: Sampler, mean: Tensor, std: Tensor, weights: Tensor, u: Tenso
 @torch.no_grad()
 def run(job: SamplingJob) -> Plan:
     """Plan the job's problems, one operation at a time."""
+
+    def drawn(mean: Tensor, std: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        u = candidates(job, mean, std, iteration)
+        return u, candidate_costs(job, u, mean, std)
+
+    def evaluate(u: Tensor) -> list[Values]:
+        at = (job.x0, u.transpose(0, 1), job.goal, job.params, job.level)
+        return [evaluate_values(member, *at) for member in members_of(job.problem)]
+
+    return plan_with(job, drawn, evaluate)
+
+
+def plan_with(
+    job: SamplingJob,
+    drawn: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    evaluate: Callable[[Tensor], list[Values]],
+) -> Plan:
+    """The algorithm: `drawn(mean, std, iteration)` gives candidates and costs, `evaluate(u)` values under each member."""
     planner, mean, std, taken = job.planner, job.mean, job.std, 0
     found = torch.zeros(len(mean), dtype=torch.bool, device=mean.device)
     for i in range(planner.iterations):
         if time.monotonic() > job.deadline:
             break
-        u = candidates(job, mean, std, i)
-        weights = planner.weights(candidate_costs(job, u, mean, std))
+        u, costs = drawn(mean, std, i)
+        weights = planner.weights(costs)
         found |= weights.sum(1) > 0
         mean, std = refit(planner, mean, std, weights, u)
         taken += 1
     u = clip(job, mean)  # a weighted mean may pass a bound by an ulp
-    at = (job.x0, u.transpose(0, 1), job.goal, job.params, job.level)
-    return conclude(job, u, [evaluate_values(member, *at) for member in members_of(job.problem)], found, taken)
+    return conclude(job, u, evaluate(u), found, taken)
 
 
 def conclude(job: SamplingJob, u: Tensor, members: list[Values], found: Tensor, taken: int) -> Plan:
@@ -244,7 +262,7 @@ def _step(dynamics: Any, x: Tensor, u: Tensor) -> Tensor:
     return out.to(x.dtype)
 
 
-def _running(cost: Any, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any) -> Tensor:
+def running_values(cost: Any, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any) -> Tensor:
     if isinstance(cost, LearnedCost):
         return cost(x, u)
     if isinstance(cost, CustomCost):
@@ -254,7 +272,7 @@ def _running(cost: Any, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, pa
     return cost.value_and_grad(x, u, goal, t, params)[0].to(x.dtype)
 
 
-def _terminal(terminal: Any, x: Tensor, goal: Tensor | None, params: Any) -> Tensor:
+def terminal_values(terminal: Any, x: Tensor, goal: Tensor | None, params: Any) -> Tensor:
     if isinstance(terminal, CustomTerminal):
         with naming_absent("terminal", goal=goal, params=params):
             return _one_a_row("terminal", terminal.function(*((x,) if terminal.simple else (x, goal, params))), x)
