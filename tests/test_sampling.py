@@ -479,7 +479,7 @@ def test_misuse_is_told_before_any_work() -> None:
     with pytest.raises(ValueError, match="init has T=3"):
         sgp.solve(task, planner, x0, init=torch.zeros(2, 3, 1))
     with pytest.raises(ValueError, match="has no CEM"):
-        sgp.solve(task, planner, x0, backend="compiled")
+        sgp.solve(task, planner, x0, backend="fused:tile")
     with pytest.raises(ValueError, match="backend is 'fast'"):
         sgp.solve(task, planner, x0, backend="fast")
     with pytest.raises(ValueError, match="xT is given"):

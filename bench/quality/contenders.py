@@ -118,7 +118,6 @@ def best_backend(device: str) -> str:
 
 def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
     backend, T, R = best_backend(device), planner.horizon, budgets.rounds
-    sampling = "fused" if backend == "fused" else "eager"  # native code has no sampling planners
 
     def of(name: str, setting: str, backend: str, make: Make) -> Contender:
         return Contender("budget", name, setting, backend, "float32", device, make)
@@ -127,7 +126,7 @@ def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
         # A schedule given as a table belongs to one number of iterations; those of the demo are constants and pairs.
         sgp = replace(planner, iterations=n, precision="float32")
         yield of("SGP", _count(n, "iteration"), backend, partial(_mpc, sgp, backend))
-        if backend != "eager":  # like for like with the sampling planners where they are plain PyTorch
+        if backend != "eager":  # what the same planner earns and takes in plain PyTorch
             yield of("SGP, plain PyTorch", _count(n, "iteration"), "eager", partial(_mpc, sgp, "eager"))
     free = replace(planner, beta=0.0, precision="float32")
     yield of("SGP, β = 0", _count(free.iterations, "iteration"), backend, partial(_mpc, free, backend))
@@ -135,11 +134,11 @@ def _budget(planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:
     for n in budgets.samples:
         shooting = CEM(T, 1, n, elites=1)
         cem, mppi = CEM(T, R, n, elites=max(1, n // 8)), MPPI(T, 1, n, temperature=TEMPERATURE)
-        yield of("random shooting", _count(n, "sample"), sampling, partial(_mpc, shooting, sampling))
+        yield of("random shooting", _count(n, "sample"), backend, partial(_mpc, shooting, backend))
         for name, setting, drawn in (("MPPI", _count(n, "sample"), mppi), ("CEM", f"{R} × {_count(n, 'sample')}", cem)):
             scored = replace(drawn, beta=WEIGHTS[name] * last)
-            yield of(name, setting, sampling, partial(_mpc, drawn, sampling))
-            yield of(f"{name} with score", setting, sampling, partial(_mpc, scored, sampling))
+            yield of(name, setting, backend, partial(_mpc, drawn, backend))
+            yield of(f"{name} with score", setting, backend, partial(_mpc, scored, backend))
 
 
 def _mpc(planner: Planner, backend: str, problem: Problem, batch: int, seed: int) -> Controller:

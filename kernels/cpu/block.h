@@ -4,10 +4,9 @@
 #include <chrono>
 #include <cstdlib>
 #include <limits>
-#include <vector>
 
-#include "memory.h"
 #include "plan.h"
+#include "rollout.h"
 
 using Clock = std::chrono::steady_clock;
 static inline double seconds_since(Clock::time_point start) {
@@ -15,55 +14,36 @@ static inline double seconds_since(Clock::time_point start) {
 }
 
 // A block of rows, planned by one thread (or by each of several, whose `Workspace` says which columns are theirs).
-// Time comes first: row t * R + r of z is step t of problem r, so that all T * R rows are one matrix.
 class Block {
  public:
-  // Rows of scratch, a whole number of tiles, and floats between rows: 32 more than the widest, off the same cache sets.
-  static int scratch_rows(const Plan& p, int R) { return round_up(std::max(pass_rows(p, R), R), 32); }
-  static long stride(const Plan& p) { return p.widest() + 32; }
-  static size_t result_floats(const Plan& p, int R) { return (size_t)scratch_rows(p, R) * stride(p); }
-
   // Lays out what a block of up to R rows needs; returns the bytes. `results`: the shared buffers, or null for own ones.
   size_t lay_out(const Plan& plan, int R, char* base, float* results) {
     p = &plan;
-    T = plan.horizon, nx = plan.nx, nu = plan.nu, nz = nx + nu, ldz = round_up(nz, 32);
-    const size_t rows = scratch_rows(plan, R), all = (size_t)T * R;
+    const Network& dynamics = *plan.problem.dynamics;
+    const size_t all = (size_t)plan.problem.horizon * R;
     Arena arena{base};
-    w.stride = stride(plan), w.plane = (long)rows * w.stride, w.turn = 0;
-    if (results) {
-      w.results[0] = results, w.results[1] = results + rows * w.stride;
-    } else {  // alone, a product may overwrite the one before
-      w.results[0] = w.results[1] = arena.take<float>(rows * w.stride);
-    }
-    w.values = arena.take<float>(rows * w.stride), w.cotangents = arena.take<float>(rows * w.stride);
-    w.halves = plan.products == Products::fp32 ? nullptr : arena.take<uint16_t>(planes(plan.products) * w.plane);
-    auto keep = [&](const Layer& L, size_t count) {
+    rows.lay_out(plan.problem, R, arena, results, true);
+    nx = rows.nx, nu = rows.nu, nz = rows.nz, T = rows.T, ldz = rows.ldz;
+    auto keep = [&](const Layer& L) {
       Kept kept{};
-      if (L.activation != Activation::identity) kept.activation = arena.take<float>(count * w.stride);
-      if (L.gamma) kept.normal = arena.take<float>(count * w.stride), kept.rstd = arena.take<float>(count);
+      kept.stride = rows.w.stride;
+      if (L.activation != Activation::identity) kept.activation = arena.take<float>((size_t)R * kept.stride);
+      if (L.gamma) kept.normal = arena.take<float>((size_t)R * kept.stride), kept.rstd = arena.take<float>(R);
       return kept;
     };
-    steps.clear(), passing.clear();
+    steps.clear();
     for (int t = 0; t < T; t++)
-      for (int l = 0; l < plan.dynamics->count; l++) steps.push_back(keep(plan.dynamics->layers[l], R));
-    for (int l = 0; l < plan.most_layers(); l++) {  // for the networks that are evaluated and forgotten
-      Kept kept{};
-      kept.activation = arena.take<float>(rows * w.stride), kept.normal = arena.take<float>(rows * w.stride);
-      kept.rstd = arena.take<float>(rows);
-      passing.push_back(kept);
-    }
-    z = arena.take<float>(all * ldz), g = arena.take<float>(all * ldz), score = arena.take<float>(all * nz);
-    last = arena.take<float>((size_t)R * nx), costate = arena.take<float>((size_t)(T + 1) * R * nx);
-    difference = arena.take<float>(std::max(nx, nu));
-    cost = arena.take<float>(all), last_cost = arena.take<float>(R), change = arena.take<float>(R);
+      for (int l = 0; l < dynamics.count; l++) steps.push_back(keep(dynamics.layers[l]));
+    g = arena.take<float>(all * ldz), score = arena.take<float>(all * nz);
+    costate = arena.take<float>((size_t)(T + 1) * R * nx);
     return arena.used;
   }
 
   // Plans the rows first .. first + R - 1 until all iterations are done, all rows have stopped, or `budget` seconds are over.
-  void plan(int first_row, int rows, int id, int threads, Barrier* barrier, double budget, std::atomic<bool>* out_of_time) {
-    first = first_row, R = rows;
-    w.id = id, w.threads = threads, w.barrier = barrier;
-    switch (p->products) {
+  void plan(int first_row, int count, int id, int threads, Barrier* barrier, double budget, std::atomic<bool>* out_of_time) {
+    rows.begin(first_row, count, id, threads, barrier);
+    first = first_row, R = count;
+    switch (p->problem.products) {
       case Products::fp32: return iterate<Products::fp32>(budget, out_of_time);
       case Products::bf16: return iterate<Products::bf16>(budget, out_of_time);
       case Products::bf16x6: return iterate<Products::bf16x6>(budget, out_of_time);
@@ -76,22 +56,20 @@ class Block {
   }
 
  private:
-  static int pass_rows(const Plan& p, int R) { return std::min(p.horizon * R, p.pass_rows); }
-
-  float* z_at(int t, int r) { return z + ((size_t)t * R + r) * ldz; }
+  float* z_at(int t, int r) { return rows.z_at(t, r); }
   float* g_at(int t, int r) { return g + ((size_t)t * R + r) * ldz; }
   float* costate_at(int t, int r) { return costate + ((size_t)t * R + r) * nx; }
   float* control_of(float* array, int t, int r) { return array + ((size_t)(first + r) * T + t) * nu; }  // [rows, T, nu]
-  float low(int r, int j) const { return p->low[(size_t)(first + r) * p->bound_stride + j]; }
-  float high(int r, int j) const { return p->high[(size_t)(first + r) * p->bound_stride + j]; }
-  float clip(int r, int j, float u) const { return u < low(r, j) ? low(r, j) : u > high(r, j) ? high(r, j) : u; }
-  float project(int r, int j, float v) const { return !p->low || p->tanh_bounds ? v : clip(r, j, v); }
+  float low(int r, int j) const { return rows.low(r, j); }
+  float high(int r, int j) const { return rows.high(r, j); }
+  bool bounded() const { return p->problem.low != nullptr; }
+  float project(int r, int j, float v) const { return !bounded() || p->tanh_bounds ? v : rows.clip(r, j, v); }
 
   template <Products P> void iterate(double budget, std::atomic<bool>* out_of_time) {
     TilesInUse tiles;
     const auto start = Clock::now();
     const bool limited = budget < std::numeric_limits<double>::infinity();
-    const bool writes = w.id == 0;
+    const bool writes = rows.w.id == 0;
     v.resize((size_t)R * T * nu), m.resize(v.size()), s.resize(v.size()), grad.resize(v.size());
     const size_t offset = (size_t)first * T * nu;
     std::copy_n(p->v + offset, v.size(), v.begin());
@@ -106,9 +84,9 @@ class Block {
     for (int i = 0; i < p->iterations; i++) {
       if (limited) {  // all threads must see the same answer: the first one asks the clock
         if (writes) out_of_time->store(seconds_since(start) > budget, std::memory_order_relaxed);
-        w.barrier->wait(w.threads);
+        rows.w.barrier->wait(rows.w.threads);
         const bool over = out_of_time->load(std::memory_order_relaxed);
-        w.barrier->wait(w.threads);
+        rows.w.barrier->wait(rows.w.threads);
         if (over) {
           reached = i;
           break;
@@ -119,7 +97,7 @@ class Block {
       if (looks) consider<P>();
       if (p->history && writes)
         for (int r = 0; r < R; r++)
-          if (active[r]) p->history[(size_t)(first + r) * p->iterations + i] = total(r);
+          if (active[r]) p->history[(size_t)(first + r) * p->iterations + i] = rows.total(r);
       judge(i >= p->settled);
       if (std::find(active.begin(), active.end(), 1) == active.end()) break;
       step(p->step_size[i]);
@@ -138,19 +116,16 @@ class Block {
   // The rank of row r at the present iterate: task cost, and the distance to the data at the last level.
   template <Products P> void ranks() {
     rank.resize(R);
-    for (int r = 0; r < R; r++) rank[r] = total(r);
-    if (!p->score || p->penalty == 0) return;
+    for (int r = 0; r < R; r++) rank[r] = rows.total(r);
+    if (!p->problem.score || p->penalty == 0) return;
     const int level = p->level[p->iterations - 1];
-    in_passes([&](int from, int M) {
-      const float* out = forward<P>(w, *p->score, z + (size_t)from * ldz, ldz, M, level, passing.data());
-      for (int row = 0; row < M; row++) {
-        float square = 0;
-        for (int j = 0; j < nz; j++) {
-          const float value = out[row * w.stride + j] / p->score_sigma[level];
-          square += value * value;
-        }
-        rank[(from + row) % R] += 0.5f * p->penalty * square;
+    rows.scores<P>(level, [&](int row, const float* out) {
+      float square = 0;
+      for (int j = 0; j < nz; j++) {
+        const float value = out[j] / p->problem.score_sigma[level];
+        square += value * value;
       }
+      rank[row % R] += 0.5f * p->penalty * square;
     });
   }
 
@@ -189,17 +164,17 @@ class Block {
   template <Products P> void evaluate(int i, bool values, bool complete) {
     const auto done = [&](Stage stage) { lap(complete ? Stage::last : stage); };
     controls();
-    const bool ends = p->terminal.present;
-    rollout<P>(ends || complete ? T : T - 1);
+    const bool ends = p->problem.terminal.present;
+    rows.states<P>(ends || complete ? T : T - 1, steps.data(), p->problem.dynamics->count);
     done(Stage::rollout);
     std::fill_n(g, (size_t)T * R * ldz, 0.f);
     // A score without weight is evaluated only for the telemetry of the last pass.
-    if (p->score && (p->beta[i] != 0 || complete)) scores<P>(p->level[i], p->beta[i], complete);
-    if (p->score) done(Stage::score);
-    running<P>(values);
-    if (ends) terminal<P>();
-    if (!ends) std::fill_n(last_cost, R, 0.f), std::fill_n(costate_at(T, 0), (size_t)R * nx, 0.f);
-    changes();
+    if (p->problem.score && (p->beta[i] != 0 || complete)) scores<P>(p->level[i], p->beta[i], complete);
+    if (p->problem.score) done(Stage::score);
+    rows.running<P>(g, values);
+    if (ends) rows.terminal<P>(costate_at(T, 0));  // its gradient is the last costate
+    if (!ends) std::fill_n(rows.last_cost, R, 0.f), std::fill_n(costate_at(T, 0), (size_t)R * nx, 0.f);
+    rows.changes(g);
     done(Stage::cost);
     sweep<P>(ends);
     for (int r = 0; r < R; r++)
@@ -229,122 +204,29 @@ class Block {
         }
   }
 
-  // x_{t+1} = x_t + scale * net(x_t, u_t) for the first `count` steps
-  template <Products P> void rollout(int count) {
-    for (int r = 0; r < R; r++) std::copy_n(p->x0 + (size_t)(first + r) * nx, nx, z_at(0, r));
-    for (int t = 0; t < count; t++) {
-      const float* out = forward<P>(w, *p->dynamics, z_at(t, 0), ldz, R, 0, &steps[(size_t)t * p->dynamics->count]);
-      for (int r = 0; r < R; r++) {
-        float* next = t + 1 < T ? z_at(t + 1, r) : last + (size_t)r * nx;
-        for (int j = 0; j < nx; j++) next[j] = z_at(t, r)[j] + p->dynamics_scale[j] * out[r * w.stride + j];
-      }
-    }
-  }
-
-  // Calls f(first row, rows) for passes over all T * R rows, as even as can be so that none is left with a lone row.
-  template <class F> void in_passes(F&& f) {
-    const int all = T * R, most = pass_rows(*p, R), passes = (all + most - 1) / most;
-    for (int i = 0; i < passes; i++) {
-      const int from = (long)all * i / passes, to = (long)all * (i + 1) / passes;
-      f(from, to - from);
-    }
-  }
-
   // g -= beta s(z), s = net / (sigma k)
   template <Products P> void scores(int level, float beta, bool keep) {
-    in_passes([&](int from, int M) {
-      const float* out = forward<P>(w, *p->score, z + (size_t)from * ldz, ldz, M, level, passing.data());
-      for (int row = 0; row < M; row++)
-        for (int j = 0; j < nz; j++) {
-          const float value = out[row * w.stride + j] / p->score_sigma[level] / p->score->scale[j];
-          g[(size_t)(from + row) * ldz + j] -= beta * value;
-          if (keep) score[(size_t)(from + row) * nz + j] = value;
-        }
+    const Problem& problem = p->problem;
+    rows.scores<P>(level, [&](int row, const float* out) {
+      for (int j = 0; j < nz; j++) {
+        const float value = out[j] / problem.score_sigma[level] / problem.score->scale[j];
+        g[(size_t)row * ldz + j] -= beta * value;
+        if (keep) score[(size_t)row * nz + j] = value;
+      }
     });
-  }
-
-  template <Products P> void running(bool values) {
-    const Cost& c = p->running;
-    if (c.function) return of_function(c, z, ldz, T, cost, g, ldz);
-    if (!c.network) {
-      for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) {
-          const float of_x = quadratic(c.x, r, z_at(t, r), g_at(t, r));
-          cost[t * R + r] = of_x + quadratic(c.u, r, z_at(t, r) + nx, g_at(t, r) + nx);
-        }
-      return;
-    }
-    in_passes([&](int from, int M) {
-      const float* pulled = network_cost<P>(c, z + (size_t)from * ldz, ldz, M, values ? cost + from : nullptr);
-      for (int row = 0; row < M; row++)
-        for (int j = 0; j < nz; j++) g[(size_t)(from + row) * ldz + j] += pulled[row * w.stride + j];
-    });
-  }
-
-  // Leaves the gradient in x_T as the last costate.
-  template <Products P> void terminal() {
-    const Cost& c = p->terminal;
-    std::fill_n(costate_at(T, 0), (size_t)R * nx, 0.f);
-    if (c.function) return of_function(c, last, nx, 1, last_cost, costate_at(T, 0), nx);
-    if (!c.network) {
-      for (int r = 0; r < R; r++) last_cost[r] = quadratic(c.x, r, last + (size_t)r * nx, costate_at(T, r));
-      return;
-    }
-    const float* pulled = network_cost<P>(c, last, nx, R, last_cost);
-    for (int r = 0; r < R; r++) std::copy_n(pulled + r * w.stride, nx, costate_at(T, r));
-  }
-
-  void of_function(const Cost& c, const float* rows, long ld, int steps, float* value, float* gradient, long ldg) {
-    const float* goal = c.goal ? c.goal + (size_t)first * c.goal_stride : nullptr;
-    const float* params = c.params ? c.params + (size_t)first * c.params_stride : nullptr;
-    c.function(rows, ld, goal, c.goal_stride, params, c.params_stride, 0, steps, R, first, value, gradient, ldg);
-  }
-
-  // Adds the gradient at x to `gradient` and returns the value.
-  float quadratic(const Quadratic& q, int r, const float* x, float* gradient) {
-    for (int j = 0; j < q.n; j++) difference[j] = q.goal ? x[j] - q.goal[(size_t)(first + r) * q.goal_stride + j] : x[j];
-    float value = 0;
-    for (int i = 0; i < q.n; i++) {
-      float sum = 0;
-      for (int j = 0; j < q.n; j++) sum += q.matrix[(size_t)i * q.n + j] * difference[j];
-      gradient[i] += sum;
-      value += 0.5f * sum * difference[i];
-    }
-    return value;
-  }
-
-  template <Products P> const float* network_cost(const Cost& c, const float* rows, long ld, int M, float* value) {
-    const float* out = forward<P>(w, *c.network, rows, ld, M, 0, passing.data());
-    for (int row = 0; row < M; row++) {
-      if (value) value[row] = c.sign * out[row * w.stride];
-      w.row(w.cotangents, row)[0] = c.sign;
-    }
-    return backward<P>(w, *c.network, M, 0, passing.data());
-  }
-
-  // weight * sum of the squared differences between neighbouring controls
-  void changes() {
-    std::fill_n(change, R, 0.f);
-    if (p->control_change == 0) return;
-    for (int t = 1; t < T; t++)
-      for (int r = 0; r < R; r++)
-        for (int j = nx; j < nz; j++) {
-          const float d = z_at(t, r)[j] - z_at(t - 1, r)[j], pull = 2 * p->control_change * d;
-          change[r] += p->control_change * d * d;
-          g_at(t, r)[j] += pull;
-          g_at(t - 1, r)[j] -= pull;
-        }
   }
 
   // The costates backward in time: lambda_t = g_x,t + (df/dx)' lambda_{t+1}, and g_u,t += (df/du)' lambda_{t+1}.
   template <Products P> void sweep(bool ends) {
+    Workspace& w = rows.w;
     for (int t = T - 1; t >= 0; t--) {
       const bool pulls = t < T - 1 || ends;  // with no cost of x_T its costate is zero, and so is what it pulls
       const float* pulled = nullptr;
       if (pulls) {
+        const Network& dynamics = *p->problem.dynamics;
         for (int r = 0; r < R; r++)
-          for (int j = 0; j < nx; j++) w.row(w.cotangents, r)[j] = costate_at(t + 1, r)[j] * p->dynamics_scale[j];
-        pulled = backward<P>(w, *p->dynamics, R, 0, &steps[(size_t)t * p->dynamics->count]);
+          for (int j = 0; j < nx; j++) w.row(w.cotangents, r)[j] = costate_at(t + 1, r)[j] * p->problem.dynamics_scale[j];
+        pulled = backward<P>(w, dynamics, R, 0, &steps[(size_t)t * dynamics.count]);
       }
       for (int r = 0; r < R; r++) {
         float *g_t = g_at(t, r), *next = costate_at(t + 1, r), *here = costate_at(t, r);
@@ -366,7 +248,7 @@ class Block {
         for (int j = 0; j < nu; j++) {
           const size_t at = ((size_t)r * T + t) * nu + j;
           const float u = z_at(t, r)[nx + j], slope = g_at(t, r)[nx + j];
-          const double inside = p->low ? u - clip(r, j, u - slope) : slope;
+          const double inside = bounded() ? u - rows.clip(r, j, u - slope) : slope;
           square += (double)grad[at] * grad[at];
           square_u += (double)slope * slope;
           projected += inside * inside;
@@ -404,12 +286,6 @@ class Block {
     }
   }
 
-  float total(int r) const {
-    float sum = 0;
-    for (int t = 0; t < T; t++) sum += cost[t * R + r];
-    return sum + last_cost[r] + change[r];
-  }
-
   void report() {
     const size_t offset = (size_t)first * T * nu;
     std::copy(v.begin(), v.end(), p->v + offset);
@@ -419,31 +295,29 @@ class Block {
       const size_t row = first + r;
       p->count[row] = count[r], p->taken[row] = taken[r];
       p->active[row] = active[r], p->diverged[row] = diverged[r], p->converged[row] = converged[r];
-      p->terminal_cost[row] = last_cost[r], p->change_cost[row] = change[r];
+      p->terminal_cost[row] = rows.last_cost[r], p->change_cost[row] = rows.change[r];
       for (int t = 0; t < T; t++) {
         std::copy_n(z_at(t, r), nx, p->x + (row * (T + 1) + t) * nx);
         std::copy_n(g_at(t, r) + nx, nu, control_of(p->grad_u, t, r));
-        if (p->score) std::copy_n(score + ((size_t)t * R + r) * nz, nz, p->score_value + (row * T + t) * nz);
-        p->running_cost[row * T + t] = cost[t * R + r];
+        if (p->problem.score) std::copy_n(score + ((size_t)t * R + r) * nz, nz, p->score_value + (row * T + t) * nz);
+        p->running_cost[row * T + t] = rows.cost[t * R + r];
       }
-      std::copy_n(last + (size_t)r * nx, nx, p->x + (row * (T + 1) + T) * nx);
+      std::copy_n(rows.last + (size_t)r * nx, nx, p->x + (row * (T + 1) + T) * nx);
       for (int t = 0; t <= T; t++) std::copy_n(costate_at(t, r), nx, p->costate + (row * (T + 1) + t) * nx);
     }
   }
 
   const Plan* p = nullptr;
-  int first = 0, R = 0, T = 0, nx = 0, nu = 0, nz = 0;
+  Rollout rows;
+  int first = 0, R = 0, T = 0, nx = 0, nu = 0, nz = 0;  // as in `rows`
   long ldz = 0;
-  Workspace w{};
-  Clock::time_point mark;                                 // when the last lap ended
-  double spent[(int)Stage::count] = {};                   // seconds by stage
-  std::vector<Kept> steps, passing;                       // of the dynamics, a step after the other; of the other networks
-  float *z, *g, *score;                                   // (x, u), the gradient in them, s(z): a row for each t, r
-  float *last, *costate, *difference;                     // x_T [R, nx]; lambda [T + 1, R, nx]
-  float *cost, *last_cost, *change;                       // [T, R], [R], [R]
-  std::vector<float> v, good, best, m, s, grad, count;    // [R, T, nu]; [R]
-  std::vector<float> rank, best_rank;                     // [R]
-  std::vector<double> norms;                              // of the gradient, [R]
+  Clock::time_point mark;                               // when the last lap ended
+  double spent[(int)Stage::count] = {};                 // seconds by stage
+  std::vector<Kept> steps;                              // of the dynamics, a step after the other
+  float *g, *score, *costate;                           // the gradient in z, s(z): a row for each t, r; lambda [T + 1, R, nx]
+  std::vector<float> v, good, best, m, s, grad, count;  // [R, T, nu]; [R]
+  std::vector<float> rank, best_rank;                   // [R]
+  std::vector<double> norms;                            // of the gradient, [R]
   std::vector<uint8_t> active, diverged, converged;
   std::vector<int32_t> taken;
 };

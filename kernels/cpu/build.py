@@ -189,7 +189,7 @@ def _load(path: Path, seconds: float) -> Engine:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"{path} does not load ({error}); delete it, it is built anew") from error
-    library.sgp_solve.argtypes = [ctypes.c_void_p]
+    library.sgp_solve.argtypes = library.sgp_evaluate.argtypes = [ctypes.c_void_p]
     library.sgp_prefer_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     machine = [ctypes.c_int32() for _ in range(4)]
     library.sgp_machine(*(ctypes.byref(number) for number in machine))

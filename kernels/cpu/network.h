@@ -1,4 +1,4 @@
-// A network's value and input-gradient for a block of rows, with what the gradient needs kept on the way.
+// A network's value and input-gradient for a block of rows, with what the gradient needs kept on the way where it is asked for.
 //
 // One layer is  y = act(norm(c * (x W + b))) [+ x], c a row of the table (or + c); see `Layer` in ../network.py. It is a
 // product followed by one pass over the rows that does all the rest and writes the operand of the next product.
@@ -39,9 +39,11 @@ struct Network {
   int outputs() const { return layers[count - 1].width; }
 };
 
-// What one layer keeps: the activation's output or input, the normalised row and 1/sqrt(variance + eps).
+// What one layer keeps: the activation's output or input, the normalised row and 1/sqrt(variance + eps). Without a gradient
+// the first is null, and one row serves all to be normalised in: `stride`, floats between rows, is 0.
 struct Kept {
   float *activation, *normal, *rstd;
+  long stride;
 };
 
 // Scratch of one thread; rows are `stride` floats apart.
@@ -88,8 +90,8 @@ static void finish_forward(Workspace& w, const Layer& L, float* product, const f
   const bool times = L.condition == Condition::multiply, plus = L.condition == Condition::add;
   for (int m = 0; m < M; m++) {
     const float *p = w.row(product, m), *skip = L.residual ? x + m * w.stride : nullptr;
-    float *y = w.row(out, m), *a = A == Activation::identity ? nullptr : w.row(kept.activation, m);
-    float* n = L.gamma ? w.row(kept.normal, m) : nullptr;
+    float *y = w.row(out, m), *a = A == Activation::identity || !kept.activation ? nullptr : w.row(kept.activation, m);
+    float* n = L.gamma ? kept.normal + m * kept.stride : nullptr;
     uint16_t* h = w.halves + m * w.stride;
     auto before = [&](int j) {
       vfloat v = load(p + j) + load(L.bias + j);
@@ -136,7 +138,7 @@ static const float* forward(Workspace& w, const Network& net, const float* z, lo
     float* p = multiply<P>(w, x, M, L.weight, L.inputs);
     // The output that the activation keeps anyway serves the next product; any other overwrites the scratch, which this
     // layer's product has read by now.
-    float* out = from_output(L.activation) && !L.residual ? kept[l].activation : w.values;
+    float* out = kept[l].activation && from_output(L.activation) && !L.residual ? kept[l].activation : w.values;
     const float* condition = net.table ? net.table + (long)level * net.table_stride : nullptr;
     with_activation(L.activation, [&](auto a) {
       finish_forward<P, decltype(a)::value>(w, L, p, x, out, M, condition, kept[l]);

@@ -1,13 +1,13 @@
-"""Networks as the engine reads them: weights in panels, everything else padded, behind the structures of plan.h.
+"""Networks as the engine reads them: weights in panels, everything else padded, behind the structures of the engine.
 
-`network.h` and `products.h` say what the layout is for; the structures below mirror those of `network.h` and `plan.h`.
+`network.h` and `products.h` say what the layout is for; the structures below mirror those of the headers.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from ctypes import c_double, c_float, c_int32, c_long, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_long, c_void_p
 from typing import Literal, get_args
 
 import torch
@@ -70,27 +70,33 @@ class CCost(ctypes.Structure):
     ]
 
 
-# `CostFunction` of plan.h: z, ldz, goal, ldgoal, params, ldparams, step, steps, count, first, value, gradient, ldg.
+# `CostFunction` of problem.h: z, ldz, goal, ldgoal, params, ldparams, step, steps, count, first, value, gradient, ldg.
 COST_FUNCTION = ctypes.CFUNCTYPE(
     None, *(c_void_p, c_long) * 3, c_int32, c_int32, c_int32, c_int32, c_void_p, c_void_p, c_long
 )
 
 
-class CPlan(ctypes.Structure):
+class CProblem(ctypes.Structure):
     _fields_ = [
-        *((name, c_int32) for name in ("rows", "horizon", "nx", "nu", "iterations", "settled", "products")),
-        *((name, c_int32) for name in ("threads", "by_columns", "block_rows", "pass_rows", "tanh_bounds")),
-        *((name, c_void_p) for name in ("dynamics", "score", "dynamics_scale", "score_sigma")),
+        *((name, c_int32) for name in ("rows", "samples", "horizon", "nx", "nu", "products", "threads")),
+        *((name, c_int32) for name in ("block_rows", "pass_rows", "bound_stride")),
+        *((name, c_void_p) for name in ("x0", "low", "high", "dynamics", "score", "dynamics_scale", "score_sigma")),
         ("running", CCost),
         ("terminal", CCost),
         ("control_change", c_float),
-        ("penalty", c_float),
+        ("reserved", c_float),
+    ]
+
+
+class CPlan(ctypes.Structure):
+    _fields_ = [
+        ("problem", CProblem),
+        *((name, c_int32) for name in ("iterations", "settled", "by_columns", "tanh_bounds")),
         *((name, c_void_p) for name in ("beta", "step_size", "level")),
         ("adam", c_double * 3),
         *((name, c_double) for name in ("clip", "tolerance", "seconds")),
-        *((name, c_int32) for name in ("look", "unused")),
-        *((name, c_void_p) for name in ("x0", "low", "high")),
-        *((name, c_int32) for name in ("bound_stride", "reserved")),
+        ("penalty", c_float),
+        ("look", c_int32),
         *((name, c_void_p) for name in ("v", "m", "s", "count", "active", "diverged", "converged", "taken", "history")),
         *((name, c_void_p) for name in ("x", "costate", "grad_u", "running_cost", "terminal_cost", "change_cost")),
         ("score_value", c_void_p),
@@ -98,11 +104,23 @@ class CPlan(ctypes.Structure):
     ]
 
 
+class CCandidates(ctypes.Structure):
+    _fields_ = [
+        ("problem", CProblem),
+        *((name, c_void_p) for name in ("mean", "std", "keys")),
+        ("seed", c_int64),
+        *((name, c_int32) for name in ("iteration", "level")),
+        *((name, c_float) for name in ("penalty", "effort")),
+        *((name, c_void_p) for name in ("u", "value", "x", "running_cost", "terminal_cost", "change_cost", "distance")),
+    ]
+
+
 def check_layout(engine: Engine) -> None:
     """Raise where the structures here are not those of the library."""
-    theirs = (c_int32 * 4)()
+    kinds = (CLayer, CNetwork, CCost, CProblem, CPlan, CCandidates)
+    theirs = (c_int32 * len(kinds))()
     engine.library.sgp_sizes(theirs)
-    ours = [ctypes.sizeof(kind) for kind in (CLayer, CNetwork, CCost, CPlan)]
+    ours = [ctypes.sizeof(kind) for kind in kinds]
     if list(theirs) != ours:
         raise RuntimeError(f"structures of {ours} bytes here and {list(theirs)} in {engine.path}; delete that file")
 

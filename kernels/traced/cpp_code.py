@@ -7,7 +7,7 @@ import math
 from .expression import Expression, Term, Value
 from .trace import Features
 
-# The name that the library exports, and its signature: `CostFunction` in kernels/cpu/plan.h.
+# The name that the library exports, and its signature: `CostFunction` in kernels/cpu/problem.h.
 SYMBOL = "sgp_cost"
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "and": "&&", "or": "||"}
 CALLS = {

@@ -19,7 +19,6 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,27 +26,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.cpu import CCost, CPlan, CQuadratic, Engine, PackedNetwork, Products, Store, check_layout, uncovered
-from ..kernels.cpu.pack import PRODUCTS, STAGES
-from ..kernels.traced.trace import pack_params
+from ..kernels.cpu import CCost, CPlan, Engine, Products, check_layout, uncovered
+from ..kernels.cpu.pack import STAGES
 from ..plan import Plan
 from ..planner import SGP
 from ..problem import Problem
+from ..sampling import Sampler
 from .bounding import Bounding
 from .coverage import foreign_part
-from .custom import Called, CustomCosts, Traced, is_custom, sights
+from .custom import Called, CustomCosts
 from .eager import Conditions, Evaluation, Search, conclude, start
 from .job import LOOK, Iteration, Job
-from .native_costs import Callback, compiled_cost, traced
-from .sight import Sight
+from .native_costs import Callback, traced
+from .native_problem import Packed, Rows, cost_struct, packed, prepared, problem_struct
 from .stages import Watch, span, watched
-from .version import Version, version
 
 # Rows that one thread plans together: two tiles, and enough for every micro-kernel; a block's activations stay in its cache.
 BLOCK_ROWS = 32
-# Rows of a pass over all T·R rows of score and cost. More read the weights less often, and fall out of the cache sooner: 64
-# and 256 were alike for 64 problems at width 256.
-PASS_ROWS = 64
 # From so many problems a thread on, six bfloat16 products beat float32: a tile has 16 rows, and below they are partly empty.
 # Measured at widths 256 and 1024 on two threads: slower at 4, 8 and 12 problems a thread, faster from 16 on.
 SIX_PRODUCTS_FROM = 16
@@ -56,6 +51,7 @@ SIX_PRODUCTS_FROM = 16
 INTEGERS_UP_TO = 8
 # How long a trial of a division runs.
 TRIAL_SECONDS = 0.005
+PRECISIONS = ("float32", "tf32", "bfloat16")
 WORDS = {"fp32": "fp32", "bf16": "bf16", "bf16x6": "fp32 as six bf16 products"}
 
 
@@ -65,7 +61,7 @@ def why_not(
     """None where this backend covers the problem, else what it does not cover."""
     if device.type != "cpu":
         return f"native code runs on the CPU, and the models are on {device}"
-    if planner.precision not in ("float32", "tf32", "bfloat16"):
+    if planner.precision not in PRECISIONS:
         return f"native code plans in float32 and bfloat16, not in {planner.precision}"
     if callback is not None:
         return "a callback wants to see every iteration, and native code runs them all in one call"
@@ -84,60 +80,7 @@ class Division:
         return f"{self.threads} threads over {shared}" if self.threads > 1 else "1 thread"
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A prepared problem as the engine reads it; the C structures point into `keep`."""
-
-    dynamics: PackedNetwork
-    score: PackedNetwork | None
-    running: PackedNetwork | None
-    terminal: PackedNetwork | None
-    keep: dict[str, Tensor]
-
-    @property
-    def integers(self) -> bool:
-        """Some weights are whole numbers of 24 bits."""
-        return any(net is not None and net.integers for net in (self.dynamics, self.score, self.running, self.terminal))
-
-
-# A problem is prepared anew when a weight has changed, and packed once for each time that it was prepared.
-State = tuple[Version, tuple[Sight, ...]]
-_prepared: weakref.WeakKeyDictionary[Problem, dict[torch.dtype, tuple[State, Problem]]] = weakref.WeakKeyDictionary()
-_packed: weakref.WeakKeyDictionary[Problem, dict[tuple, Packed]] = weakref.WeakKeyDictionary()
 _fastest: dict[tuple, Division] = {}
-
-
-def packed(engine: Engine, problem: Problem, products: Products, wide: bool, few: tuple[bool, bool]) -> Packed:
-    """The problem's weights, packed for these products; kept with the problem.
-
-    `few`: whether the products of a step (dynamics, terminal cost) have few rows; those of all steps (score, running cost).
-    """
-    kept = _packed.setdefault(problem, {})
-    key = engine, products, wide, few
-    if key in kept:
-        return kept[key]
-
-    store = Store(engine)
-
-    def network(part: Any) -> PackedNetwork | None:
-        if is_custom_cost(problem, part) or getattr(part, "network", None) is None:
-            return None
-        net, z = part.network, part.normalizer
-        integers = few[part is problem.score or part is problem.cost]
-        return PackedNetwork(store, net.spec, net.weights, z.b, z.k, products, wide, integers)
-
-    keep: dict[str, Tensor] = {"scale": problem.dynamics.scale.contiguous()}
-    if problem.score is not None:
-        noise = problem.score.output == "noise"
-        keep["sigma"] = problem.score.sigmas.contiguous() if noise else torch.ones_like(problem.score.sigmas)
-    for name, part, matrix in (("Q", problem.cost, "Q"), ("R", problem.cost, "R"), ("Qd", problem.terminal, "Q")):
-        if not is_custom(part) and (m := getattr(part, matrix, None)) is not None:
-            keep[name] = (m + m.T).contiguous()
-    dynamics = network(problem.dynamics)
-    assert dynamics is not None
-    made = Packed(dynamics, network(problem.score), network(problem.cost), network(problem.terminal), keep)
-    kept[key] = made
-    return made
 
 
 @dataclass(frozen=True)
@@ -182,29 +125,20 @@ class Call:
         if planner.record_cost:
             out["history"] = at.x0.new_full((R, planner.iterations), torch.nan)
         held = {
-            "beta": torch.tensor(tables.beta, dtype=torch.float32), "x0": at.x0.contiguous(),
+            "beta": torch.tensor(tables.beta, dtype=torch.float32),
             "step_size": torch.tensor(tables.step_size, dtype=torch.float32),
             "level": torch.tensor(tables.levels, dtype=torch.int32),
         }  # fmt: skip
-        if self.bounding.low is not None and self.bounding.high is not None:
-            wide = max(len(self.bounding.low), len(self.bounding.high))
-            held["low"] = self.bounding.low.expand(wide, nu).contiguous()
-            held["high"] = self.bounding.high.expand(wide, nu).contiguous()
         goal = None if at.goal is None else at.goal.expand(R, nx).contiguous()
-        made = self._cost(net, "running", goal), self._cost(net, "terminal", goal)
-        costs = tuple(cost for cost, _ in made)
+        made = self._cost(net, False, goal), self._cost(net, True, goal)
+        rows = Rows(at.x0, self.bounding.low, self.bounding.high, nu, T)
+        costs = made[0][0], made[1][0]
+        whole, alive = problem_struct(net, problem, rows, costs, self.products, division.threads, BLOCK_ROWS)
         c = CPlan(
-            rows=R, horizon=T, nx=nx, nu=nu, iterations=iterations, settled=tables.settled,
-            products=PRODUCTS.index(self.products), threads=division.threads, by_columns=division.by_columns,
-            block_rows=min(BLOCK_ROWS, -(-R // division.threads)), pass_rows=PASS_ROWS,
-            tanh_bounds=planner.bounding == "tanh",
-            dynamics=net.dynamics.address, score=net.score.address if net.score else None,
-            dynamics_scale=net.keep["scale"].data_ptr(), running=costs[0], terminal=costs[1],
-            control_change=problem.control_change, penalty=tables.penalty, look=LOOK, adam=planner.adam,
+            problem=whole, iterations=iterations, settled=tables.settled, by_columns=division.by_columns,
+            tanh_bounds=planner.bounding == "tanh", penalty=tables.penalty, look=LOOK, adam=planner.adam,
             clip=planner.clip_gradient or math.inf, tolerance=planner.tolerance, seconds=job.deadline - time.monotonic(),
-            bound_stride=nu if "low" in held and len(held["low"]) > 1 else 0,
         )  # fmt: skip
-        c.score_sigma = net.keep["sigma"].data_ptr() if net.score else None
         for name, t in (out | held).items():
             setattr(c, name, t.data_ptr())
         clock = None if watch is None else torch.zeros(division.threads, len(STAGES), dtype=torch.float64)
@@ -219,36 +153,14 @@ class Call:
                 watch.add(name, seconds)
         return out
 
-    def _cost(self, net: Packed, which: str, goal: Tensor | None) -> tuple[CCost, Any]:
+    def _cost(self, net: Packed, terminal: bool, goal: Tensor | None) -> tuple[CCost, Any]:
         """The structure, and what must live as long as it is read."""
-        part = self.job.problem.cost if which == "running" else self.job.problem.terminal
-        cost = CCost(present=part is not None, sign=-1.0 if which == "terminal" else 1.0)
-        custom = self.custom.running if which == "running" else self.custom.terminal
-        if isinstance(custom, Traced):
-            params = pack_params(self.at.params, custom.features)
-            cost.function = compiled_cost(custom).value
-            if goal is not None:
-                cost.goal, cost.goal_stride = goal.data_ptr(), goal.shape[1]
-            if params is not None:
-                cost.params, cost.params_stride = params.data_ptr(), params.shape[1]
-            return cost, params
-        if isinstance(custom, Called):
-            callback = Callback(part, self.at, self.search.v.shape[2], which == "terminal")
-            cost.function = ctypes.cast(callback.pointer, ctypes.c_void_p).value
-            return cost, callback
-        network = net.running if which == "running" else net.terminal
-        if network is not None:
-            cost.network = network.address
-        elif part is not None:
-            cost.x = _quadratic(net.keep["Q" if which == "running" else "Qd"], goal, part.goal)
-            if which == "running":
-                cost.u = _quadratic(net.keep["R"], None, None)
-        return cost, None
-
-
-def is_custom_cost(problem: Problem, part: Any) -> bool:
-    """Whether a part is a cost, and not one of ours."""
-    return (part is problem.cost or part is problem.terminal) and is_custom(part)
+        custom = self.custom.terminal if terminal else self.custom.running
+        if not isinstance(custom, Called):
+            return cost_struct(net, self.job.problem, terminal, custom, goal, self.at.params)
+        part = self.job.problem.terminal if terminal else self.job.problem.cost
+        callback = Callback(part, self.at, self.search.v.shape[2], terminal)
+        return CCost(present=True, function=ctypes.cast(callback.pointer, ctypes.c_void_p).value), callback
 
 
 @dataclass(frozen=True)
@@ -263,13 +175,7 @@ class Compiled:
         check_layout(self.engine)
 
     def prepare(self, problem: Problem, planner: SGP, device: torch.device) -> Problem:
-        """The problem in the planner's dtypes, kept, with the weights that are packed from it, until a weight changes."""
-        kept, now = _prepared.setdefault(problem, {}), (version(problem), sights(problem.cost, problem.terminal))
-        dtype = planner.product_dtype
-        if dtype not in kept or kept[dtype][0] != now:
-            # A new object in any case: to hold the problem itself here would keep it alive for ever.
-            kept[dtype] = now, replace(problem.prepared(planner.state_dtype, dtype, device))
-        return kept[dtype][1]
+        return prepared(problem, planner, device)
 
     @torch.no_grad()
     def run(self, job: Job) -> Plan:
@@ -308,7 +214,7 @@ class Compiled:
         return plan
 
 
-def choose_products(engine: Engine, planner: SGP, rows: int) -> Products:
+def choose_products(engine: Engine, planner: SGP | Sampler, rows: int) -> Products:
     """What the products are made of; see the module's docstring."""
     if planner.precision == "bfloat16":
         return "bf16"
@@ -361,12 +267,6 @@ def divisions(rows: int, threads: int) -> list[Division]:
     if rows < 8 * threads:
         ways += [Division(max(1, threads >> i), by_columns=True) for i in range(1 if ways else threads.bit_length())]
     return ways
-
-
-def _quadratic(matrix: Tensor, goal: Tensor | None, default: Tensor | None) -> CQuadratic:
-    """`(x − goal)ᵀ Q (x − goal)` with S = Q + Qᵀ; a goal a row, one for all, or the origin."""
-    goal, stride = (default, 0) if goal is None else (goal, goal.shape[1])
-    return CQuadratic(matrix.data_ptr(), None if goal is None else goal.data_ptr(), len(matrix), stride)
 
 
 def _copied(t: Tensor) -> Tensor:

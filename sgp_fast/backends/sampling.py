@@ -1,4 +1,4 @@
-"""Sampling planners in plain PyTorch, the reference of their kernels; and which backend runs one.
+"""Sampling planners in plain PyTorch, the reference of their kernels and of native code.
 
 Nothing here takes a gradient. Candidates are rolled out in blocks: of their number only controls and costs are kept.
 """
@@ -6,6 +6,7 @@ Nothing here takes a gradient. Candidates are rolled out in blocks: of their num
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -167,19 +168,36 @@ def refit(planner: Sampler, mean: Tensor, std: Tensor, weights: Tensor, u: Tenso
 @torch.no_grad()
 def run(job: SamplingJob) -> Plan:
     """Plan the job's problems, one operation at a time."""
+
+    def drawn(mean: Tensor, std: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        u = candidates(job, mean, std, iteration)
+        return u, candidate_costs(job, u, mean, std)
+
+    def evaluate(u: Tensor) -> list[Values]:
+        at = (job.x0, u.transpose(0, 1), job.goal, job.params, job.level)
+        return [evaluate_values(member, *at) for member in members_of(job.problem)]
+
+    return plan_with(job, drawn, evaluate)
+
+
+def plan_with(
+    job: SamplingJob,
+    drawn: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    evaluate: Callable[[Tensor], list[Values]],
+) -> Plan:
+    """The algorithm: `drawn(mean, std, iteration)` gives candidates and costs, `evaluate(u)` values under each member."""
     planner, mean, std, taken = job.planner, job.mean, job.std, 0
     found = torch.zeros(len(mean), dtype=torch.bool, device=mean.device)
     for i in range(planner.iterations):
         if time.monotonic() > job.deadline:
             break
-        u = candidates(job, mean, std, i)
-        weights = planner.weights(candidate_costs(job, u, mean, std))
+        u, costs = drawn(mean, std, i)
+        weights = planner.weights(costs)
         found |= weights.sum(1) > 0
         mean, std = refit(planner, mean, std, weights, u)
         taken += 1
     u = clip(job, mean)  # a weighted mean may pass a bound by an ulp
-    at = (job.x0, u.transpose(0, 1), job.goal, job.params, job.level)
-    return conclude(job, u, [evaluate_values(member, *at) for member in members_of(job.problem)], found, taken)
+    return conclude(job, u, evaluate(u), found, taken)
 
 
 def conclude(job: SamplingJob, u: Tensor, members: list[Values], found: Tensor, taken: int) -> Plan:

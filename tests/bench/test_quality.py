@@ -188,7 +188,7 @@ def test_who_plays() -> None:
     assert {("CEM", "3 × 512 samples"), ("SGP", "1 iteration"), ("SGP, β = 0", "15 iterations")} <= set(budget)
     gpu = {(c.backend, c.device) for c in contenders(TASK, planner, Budgets(), "cuda")}
     assert {("eager", "cuda"), ("fused", "cuda"), ("compiled", "cpu")} <= gpu
-    assert {c.backend for c in found if c.planner in ("CEM", "MPPI with score", "random shooting")} == {"eager"}
+    assert {c.backend for c in found if c.planner in ("CEM", "MPPI with score", "random shooting")} == {"compiled"}
 
 
 def test_only_some(tmp_path: Path, run: Path) -> None:
