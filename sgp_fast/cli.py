@@ -80,7 +80,8 @@ def _run(argv: list[str]) -> int:
         print(usage(argv[0]))
         return 0
     if name not in COMMANDS:
-        raise ValueError(f"{name!r} is no command; expected one of {', '.join(COMMANDS)}")
+        known = [known for known in COMMANDS if words == 1 or known.startswith(argv[0] + " ")]
+        raise ValueError(f"{name!r} is no command; expected one of {', '.join(known)}")
     if name == "doctor":
         return _doctor(rest)
     _, module, function = COMMANDS[name]

@@ -34,6 +34,14 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_a_word_that_is_no_command_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a group, those of the group."""
+    for words, last in ((["data", "mak"], "of data make, data info, data convert\n"), (["mak"], "bench validate, doctor\n")):
+        assert cli.main(words) == 2
+        told = capsys.readouterr().err
+        assert f"{' '.join(words)!r} is no command; expected one of" in told and told.endswith(last)
+
+
 def test_help_lists_every_command_and_needs_no_library() -> None:
     code = RUN.replace("sys.exit(main())", "main(); sys.exit(any(n in sys.modules for n in ('torch', 'numpy', 'tyro')))")
     start = time.perf_counter()
