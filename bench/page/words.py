@@ -69,8 +69,8 @@ WORDS = {
         "Mean return of the episodes with its 95% interval (Student’s t) against the median time of one action of one "
         "environment. A line is a planner with a growing budget: iterations, or samples. Dashed: the score's distance to "
         "the data is part of a candidate's cost, weighted as tuned on hopper-medium. The level band is the policy that made "
-        "the data, mean and interval. All plan on the fastest backend here, which the table names; where sampling planners are "
-        "plain PyTorch, like for like is the line of SGP in plain PyTorch.",
+        "the data, mean and interval. All plan on the fastest backend here, which the table names; where sampling planners "
+        "are plain PyTorch, like for like is the line of SGP in plain PyTorch.",
         "what more computation buys each planner in closed loop, the plot to choose by",
         _QUALITY,
     ),
