@@ -186,7 +186,7 @@ def _write(y, cols, mem, i: tl.constexpr, OP: tl.constexpr, NET: tl.constexpr, T
             tl.store(mem.moments + OP.post_moment * TILE.block_b + rows_of(mem, TILE), rstd)
         w = tl.load(mem.vectors + OP.post_weight + cols)
         y = hat * w[None, :] + tl.load(mem.vectors + OP.post_bias + cols)[None, :]
-    store_rows(mem, mem.y + (i % 2) * TILE.block_b * NET.widest, y, cols, OP.columns, TILE)
+    _store_operand(mem, y, cols, i, OP, NET, TILE)
 
 
 @triton.jit
@@ -212,7 +212,7 @@ def _backward_write(g, cols, mem, i: tl.constexpr, NET: tl.constexpr, TILE: tl.c
         _store_stream(mem, OP.stream_in, g, cols, OP.width, NET, TILE)
     if OP.condition == "multiply":
         g = g * _condition(mem, rows, cols, NET)
-    store_rows(mem, mem.y + (i % 2) * TILE.block_b * NET.widest, g, cols, OP.columns, TILE)
+    _store_operand(mem, g, cols, i, OP, NET, TILE)
 
 
 @triton.jit
@@ -296,6 +296,26 @@ def _standardise_vjp(
     if COLUMNS > WIDTH:
         g = tl.where((cols < WIDTH)[None, :], g, 0.0)
     return g
+
+
+@triton.jit
+def nearest_tf32(x):
+    """Float32 numbers as a tf32 product reads them, 10 bits of fraction, rounded to the nearest, ties away from zero.
+
+    The hardware would cut the other 13 bits off, and every product would come out a little too small.
+    """
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # the bits of a NaN could run over
+
+
+@triton.jit
+def _store_operand(
+    mem, y, cols, i: tl.constexpr, OP: tl.constexpr, NET: tl.constexpr, TILE: tl.constexpr
+):
+    """Write the columns `cols` of y where the next product reads them, rounded as it reads them."""
+    if TILE.input_precision == "tf32":
+        y = nearest_tf32(y)
+    store_rows(mem, mem.y + (i % 2) * TILE.block_b * NET.widest, y, cols, OP.columns, TILE)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from torch import Tensor
 from .layers import Memory
 from .layers import network_forward as forward_rows
 from .layers import network_vjp as vjp_rows
-from .packing import PackedNetwork
+from .packing import PackedNetwork, round_to_tf32_
 from .tiling import H200, Tile, fits, limits_of, tiles
 
 
@@ -61,8 +61,8 @@ def network_forward(
 ) -> Tensor:
     """Output of the network, float32 `[..., outputs]`, for inputs `z [..., inputs]`; `network_forward_ref` is its twin.
 
-    packed     the network's weights (`PackedNetwork.of`), whose dtype is that of the products; written-to weights are
-               copied in first
+    packed     the network's weights (`PackedNetwork.of`), whose dtype and input_precision are those of the products;
+               written-to weights are copied in first
     condition  `[condition_width]` for all rows or `[..., condition_width]`, a row each: see `reference.condition_ref`
     out        contiguous float32 tensor to write to. Then scratch is kept with `packed`, for each thread and stream that
                uses it (the last few), and from the second call on nothing is allocated unless there are more rows than
@@ -106,6 +106,11 @@ def _run(
     elif _rows(packed, "out", out, columns) != rows or out.dtype != torch.float32:
         raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; expected torch.float32 {(*lead, columns)}")
     tile = tile or tile_of(packed, rows)
+    if tile.input_precision != packed.input_precision:
+        raise ValueError(
+            f"tile multiplies in {tile.input_precision!r} and packed was made for {packed.input_precision!r}; give both the "
+            "same input_precision"
+        )
     blocks = -(-rows // tile.block_b)
     workspace = _workspace(packed, kept)
     row, stride = _condition(packed, condition, lead, blocks * tile.block_b, workspace)
@@ -127,11 +132,11 @@ def tile_of(packed: PackedNetwork, rows: int) -> Tile:
     program, weights = packed.program, packed.weights
     limits = limits_of(weights.device) if weights.is_cuda else H200
     found = tiles(
-        program.widest_whole_row, program.widest, weights.dtype, rows, streams=program.stream_columns > 0, limits=limits,
-        interpreted=is_interpreted(),
+        program.widest_whole_row, program.widest, weights.dtype, rows, input_precision=packed.input_precision,
+        streams=program.stream_columns > 0, limits=limits, interpreted=is_interpreted(),
     )  # fmt: skip
     serving = [tile for tile in found if fits(tile, (program,), weights.dtype, limits.shared)]
-    return serving[0] if serving else Tile(16, 128, 16, 8, 2)
+    return serving[0] if serving else Tile(16, 128, 16, 8, 2, packed.input_precision)
 
 
 def _rows(packed: PackedNetwork, name: str, t: Tensor, columns: int) -> int:
@@ -207,4 +212,6 @@ def _condition(
     padded = workspace.get("condition", numbers, dtype, zeros=True)[:numbers].view(-1, program.condition_columns)
     given = condition.reshape(-1, spec.condition_width)
     padded[: len(given), : spec.condition_width].copy_(given)  # what lies beside and beyond is zeros, or rows of nobody
+    if spec.time and packed.input_precision == "tf32":
+        round_to_tf32_(padded)
     return padded, 0 if shared else program.condition_columns

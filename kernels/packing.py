@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from .network import Block, Layer, NetworkSpec
 
 Residual = Literal["none", "after", "inside"]
+InputPrecision = Literal["ieee", "tf32"]
 NONE = -1
 
 MAX_WIDTH = 1024
@@ -262,17 +263,29 @@ def lay_out(spec: NetworkSpec, columns: int = 0, out_columns: int = 0) -> Layout
     return Layout(program, max(16, places.weights), max(16, places.vectors), tuple(places.copies))
 
 
+def round_to_tf32_(values: Tensor) -> Tensor:
+    """Float32 numbers as a tf32 product reads them, 10 bits of fraction, rounded in place to the nearest.
+
+    The hardware would cut the other 13 bits off, and every product would come out a little too small. Ties are rounded
+    away from zero, as `layers.nearest_tf32` does. The weights of a network are finite.
+    """
+    values.view(torch.int32).add_(0x1000).bitwise_and_(-0x2000)
+    return values
+
+
 class PackedNetwork:
     """The padded weights of a network on a device, in the dtype of its products; vectors stay in float32.
 
+    Products of float32 are IEEE, or of tf32: then the weights are rounded to it here, once, and kernels round the rows.
     `refresh` copies weights in. It allocates nothing and asks the device nothing, so that it can be part of a graph: then
     every replay sees the weights as they are.
     """
 
     def __init__(
-        self, spec: NetworkSpec, dtype: torch.dtype, device: torch.device, columns: int = 0, out_columns: int = 0
-    ) -> None:
-        self.spec = spec
+        self, spec: NetworkSpec, dtype: torch.dtype, device: torch.device, columns: int = 0, out_columns: int = 0,
+        input_precision: InputPrecision = "ieee",
+    ) -> None:  # fmt: skip
+        self.spec, self.input_precision = spec, input_precision
         layout = lay_out(spec, columns, out_columns)
         self.program, self._copies = layout.program, layout.copies
         self.weights = torch.zeros(layout.weights, dtype=dtype, device=device)
@@ -282,18 +295,25 @@ class PackedNetwork:
 
     @classmethod
     def of(
-        cls, spec: NetworkSpec, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
-    ) -> PackedNetwork:
+        cls, spec: NetworkSpec, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None,
+        input_precision: InputPrecision = "ieee",
+    ) -> PackedNetwork:  # fmt: skip
         """The weights under the names of `NetworkSpec.weight_shapes`, packed where they lie, and followed from then on.
 
-        `dtype` of the products: float32 (as when it is not given), float16 or bfloat16.
+        `dtype` of the products: float32 (as when it is not given), float16 or bfloat16; `input_precision` of those of
+        float32: "ieee" or "tf32".
         """
         if dtype is None:
             dtype = torch.float32
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype is {dtype}; the kernels multiply in torch.float32, torch.float16 or torch.bfloat16")
+        if input_precision not in get_args(InputPrecision) or (input_precision == "tf32" and dtype != torch.float32):
+            raise ValueError(
+                f"input_precision is {input_precision!r} for products of {dtype}; "
+                f"expected 'ieee', or 'tf32' with torch.float32"
+            )
         first = weights[next(name for name in spec.weight_shapes() if name.endswith("weight"))]
-        made = cls(spec, dtype, first.device)
+        made = cls(spec, dtype, first.device, input_precision=input_precision)
         made._source = weights
         made.follow()
         return made
@@ -314,6 +334,8 @@ class PackedNetwork:
             buffer = self.weights if copy.is_matrix else self.vectors
             place = buffer.as_strided((copy.rows, copy.columns), (copy.stride, 1), copy.offset)
             place.copy_(weights[copy.name].view(copy.rows, -1)[:, copy.first : copy.first + copy.columns])
+        if self.input_precision == "tf32":
+            round_to_tf32_(self.weights)
 
     @property
     def bytes(self) -> int:

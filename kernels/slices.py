@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, activate_vjp
-from .layers import EPS, columns_of
+from .layers import EPS, columns_of, nearest_tf32
 
 
 @triton.constexpr_function
@@ -326,6 +326,8 @@ def _multiply(acc, a, w, PARTS: tl.constexpr, TILE: tl.constexpr):
     BLOCK_B: tl.constexpr = TILE.block_b
     PRECISION: tl.constexpr = TILE.input_precision
     a = a.to(w.dtype)
+    if PRECISION == "tf32":
+        a = nearest_tf32(a)
     if TILE.interpreted:  # the interpreter would multiply the bits of bfloat16
         a = a.to(tl.float32)
         w = w.to(tl.float32)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import schedule
+from .kernels.packing import InputPrecision
 
 Precision = Literal["float64", "float32", "tf32", "float16", "bfloat16"]
 
@@ -103,3 +104,8 @@ class SGP:
     @property
     def product_dtype(self) -> torch.dtype:
         return torch.float32 if self.precision == "tf32" else getattr(torch, self.precision)
+
+    @property
+    def input_precision(self) -> InputPrecision:
+        """Of products of float32, on a GPU."""
+        return "tf32" if self.precision == "tf32" else "ieee"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .kernels.draws_ref import MOST_ITERATIONS
+from .kernels.packing import InputPrecision
 from .planner import SGP, Precision
 
 
@@ -102,6 +103,11 @@ class Sampler(ABC):
     @property
     def product_dtype(self) -> torch.dtype:
         return torch.float32 if self.precision == "tf32" else getattr(torch, self.precision)
+
+    @property
+    def input_precision(self) -> InputPrecision:
+        """Of products of float32, on a GPU."""
+        return "tf32" if self.precision == "tf32" else "ieee"
 
 
 @dataclass(frozen=True)

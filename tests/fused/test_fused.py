@@ -610,6 +610,14 @@ def published(batch: int, width: int = 256, horizon: int = 8) -> Case:
     return replace(made, problem=replace(made.problem, **parts), goal=None)
 
 
+def test_tile_plans_in_tf32_within_its_rounding() -> None:
+    """Rounded as on a GPU even where it is interpreted, and so off by more than products of float32 are."""
+    case = small("learned", "value", "noise", batch=5, horizon=3)
+    ours = check(case, "fused:tile", "tf32", iterations=1, step_size=0.0)
+    exact = plan(case, "fused:tile", "float32", iterations=1, step_size=0.0)
+    assert relative(ours.x, exact.x) > 1e-6
+
+
 @pytest.mark.gpu
 @both_regimes
 @pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])

@@ -302,12 +302,19 @@ def without_graphs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Non
     monkeypatch.setattr(fused, "_of", lambda *_: (plain, cache))
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+def test_it_plans_in_tf32_within_its_rounding(batch: int) -> None:
+    case = problem(batch=batch, horizon=3)
+    ours = check(case, "fused:grid", "tf32", iterations=1, step_size=0.0)
+    assert relative(ours.x, plan(case, "fused:grid", "float32", iterations=1, step_size=0.0).x) > 1e-6
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("width", "batch", "precision"),
     [
-        (256, 1, "float32"), (256, 5, "float32"), (256, 1, "bfloat16"), (256, 5, "bfloat16"), (256, 64, "bfloat16"),
-        (1024, 1, "bfloat16"), (1024, 64, "bfloat16"),
+        (256, 1, "float32"), (256, 5, "float32"), (256, 5, "tf32"), (256, 1, "bfloat16"), (256, 5, "bfloat16"),
+        (256, 64, "bfloat16"), (1024, 1, "bfloat16"), (1024, 64, "bfloat16"),
     ],
 )  # fmt: skip
 def test_parity_on_a_gpu(width: int, batch: int, precision: str) -> None:

@@ -17,15 +17,16 @@ from torch import Tensor
 from sgp_fast.backends.products import products_of
 from sgp_fast.kernels import PackedNetwork, network_forward, network_op, network_vjp
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
-from sgp_fast.kernels.packing import uncovered
+from sgp_fast.kernels.packing import InputPrecision, round_to_tf32_, uncovered
 from sgp_fast.kernels.reference import network_forward_ref, network_vjp_ref
 from sgp_fast.kernels.tiling import Tile
 from tests.cases import F64, FIELD, random_weights, relative, specs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # else Triton is interpreted
 INTERPRETED = DEVICE.type == "cpu"
-# Where the plain passes happen to round to the right number: four ulps of float32, and of 16 bits one rounding.
+# Where the plain passes happen to round to the right number: four ulps of float32, and of 16 bits or tf32 one rounding.
 FLOOR = {torch.float32: 4 * 2**-23, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+FLOOR_TF32 = 2**-11
 HALF = [torch.float32, torch.float16]
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 every_half = pytest.mark.parametrize("dtype", HALF, ids=NAMES.get)
@@ -78,9 +79,12 @@ def reference(spec: NetworkSpec, weights: dict[str, Tensor], z: Tensor, cotangen
     return out, network_vjp_ref(spec, weights, saved, cotangent, condition)
 
 
-def at_precision(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def at_precision(weights: dict[str, Tensor], dtype: torch.dtype, input_precision: str) -> dict[str, Tensor]:
     """Matrices in the dtype of the products, all else in float32."""
-    return {n: w.to(dtype if n.startswith("layers.") and w.ndim == 2 else torch.float32) for n, w in weights.items()}
+    made = {n: w.to(dtype if n.startswith("layers.") and w.ndim == 2 else torch.float32) for n, w in weights.items()}
+    if input_precision == "tf32":
+        made = {n: round_to_tf32_(w.clone()) if n.startswith("layers.") and w.ndim == 2 else w for n, w in made.items()}
+    return made
 
 
 def passes(
@@ -105,14 +109,15 @@ def check(
     lead = (rows,) if per_row else ()
     condition = draw(generator, *lead, spec.condition_width) if spec.condition_width else None
     single = None if condition is None else condition.float()
-    precision = "tf32" if tile is not None and tile.input_precision == "tf32" else "float32"
+    input_precision: InputPrecision = "tf32" if tile is not None and tile.input_precision == "tf32" else "ieee"
     with products_of("float32", DEVICE):
         want = reference(spec, weights, z, cotangent, condition)
-    with products_of(precision, DEVICE):
-        plain = reference(spec, at_precision(weights, dtype), z.float(), cotangent.float(), single)
-    got = passes(PackedNetwork.of(spec, weights, dtype), z, cotangent, single, tile)
+    with products_of("tf32" if input_precision == "tf32" else "float32", DEVICE):
+        plain = reference(spec, at_precision(weights, dtype, input_precision), z.float(), cotangent.float(), single)
+    got = passes(PackedNetwork.of(spec, weights, dtype, input_precision), z, cotangent, single, tile)
     for name, ours, theirs, exact in zip(("output", "gradient"), got, plain, want, strict=True):
-        error, allowed = relative(ours, exact), 2 * relative(theirs, exact) + FLOOR[dtype]
+        floor = FLOOR_TF32 if input_precision == "tf32" else FLOOR[dtype]
+        error, allowed = relative(ours, exact), 2 * relative(theirs, exact) + floor
         assert error <= allowed, f"{name} off by {error:.2e}, allowed {allowed:.2e}"
 
 
@@ -174,6 +179,38 @@ def test_every_division_gives_the_same(block_b: int, block_n: int, block_k: int)
     spec = NetworkSpec(40, (*body, Layer(33, "tanh")))
     tile = Tile(block_b, block_n, block_k, 4, 2, interpreted=INTERPRETED)
     check(spec, torch.float32, 33, tile=tile)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("name", [name for name, spec in FIELD.items() if spec.condition_width])
+def test_conditioned_networks_in_tf32(name: str, per_row: bool) -> None:
+    check(FIELD[name], torch.float32, 7, per_row, tile=Tile(16, 64, 32, 4, 2, "tf32", INTERPRETED))
+
+
+@pytest.mark.parametrize("name", [*ENDS, "everything"])
+def test_networks_that_end_in_anything_in_tf32(name: str) -> None:
+    check(ENDS.get(name, EVERYTHING), torch.float32, 7, tile=Tile(16, 64, 32, 4, 2, "tf32", INTERPRETED))
+
+
+def test_tf32_is_rounded_to_the_nearest_as_the_hardware_does_not() -> None:
+    """Weights where they are packed, rows in the kernel; a network of an identity matrix shows the latter."""
+    spec, one = NetworkSpec(16, (Layer(16),)), 1 + 2**-10
+    edges = [1.0, one, 1 + 2**-11, 1 + 2**-11 - 2**-23, one + 2**-11, -1 - 2**-11, 2 - 2**-12, 0.0, -0.0, 1e-38, 3.4e38]
+    nearest = [1.0, one, one, 1.0, 1 + 2**-9, -one, 2.0, 0.0, -0.0]
+    z = torch.tensor(edges + [0.1, -0.3, 7.7, 1e-20, -1e20], dtype=torch.float32, device=DEVICE)
+    rounded = round_to_tf32_(z.clone())
+    assert rounded[: len(nearest)].tolist() == nearest
+    finite = z.abs().clamp(1e-30, 3e38) * z.sign()
+    assert ((round_to_tf32_(finite.clone()) - finite).abs() <= finite.abs() * 2**-11).all()
+    assert torch.equal(round_to_tf32_(rounded.clone()), rounded)
+
+    weights = {"layers.0.weight": torch.eye(16, device=DEVICE), "layers.0.bias": torch.zeros(16, device=DEVICE)}
+    packed = PackedNetwork.of(spec, weights, torch.float32, "tf32")
+    assert torch.equal(network_forward(packed, finite), round_to_tf32_(finite.clone()))
+    with_nan = torch.stack((finite, finite))
+    with_nan.view(torch.int32)[0, 3] = 0x7FFFFFFF  # a NaN that adding to its bits would make a zero
+    out = network_forward(packed, with_nan)
+    assert out[0].isnan().any() and torch.equal(out[1], network_forward(packed, finite))
 
 
 def test_inputs_and_outputs_of_512() -> None:
@@ -308,6 +345,17 @@ def test_wrong_tensors_are_refused_by_name_before_any_work() -> None:
     plain = PackedNetwork.of(critic, on_device(random_weights(critic)), torch.float32)
     with pytest.raises(ValueError, match=r"condition is of shape \(4, 17\); the network takes none"):
         network_forward(plain, z, c)
+
+
+def test_tf32_is_of_float32_and_of_the_tile_alike() -> None:
+    spec = NetworkSpec(5, (Layer(3),))
+    weights = on_device(random_weights(spec))
+    with pytest.raises(ValueError, match="input_precision is 'tf32' for products of torch.float16; expected 'ieee'"):
+        PackedNetwork.of(spec, weights, torch.float16, "tf32")
+    packed = PackedNetwork.of(spec, weights, torch.float32, "tf32")
+    z = torch.zeros(2, 5, device=DEVICE)
+    with pytest.raises(ValueError, match="tile multiplies in 'ieee' and packed was made for 'tf32'; give both the same"):
+        network_forward(packed, z, tile=Tile(16, interpreted=INTERPRETED))
 
 
 def test_networks_that_are_not_covered_say_what_is_not() -> None:

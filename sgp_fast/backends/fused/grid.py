@@ -56,8 +56,7 @@ class GridPlan:
         if packed.device.type == "cuda" and torch.cuda.get_device_capability(packed.device)[0] not in (8, 9):
             raise ValueError("the grid regime was compiled for sm_8x and sm_9x alone; use backend='fused' for another")
         interpreted, T, R = is_interpreted(), planner.horizon, buffers.rows
-        precision = "tf32" if planner.precision == "tf32" else "ieee"
-        tile = tile or tile_for(R, T, packed.dtype.itemsize, precision, interpreted)
+        tile = tile or tile_for(R, T, packed.dtype.itemsize, planner.input_precision, interpreted)
         plan = phases(networks, T)
         table, fullest = table_of(plan, networks, tile, R, T)
         self.buffers, self.iterations, self.settled, self.phases = buffers, planner.iterations, settled, len(plan)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.packing import PackedNetwork, padded
+from ...kernels.packing import InputPrecision, PackedNetwork, padded
 from ...problem import Problem
 from .functions import Functions, own
 
@@ -27,7 +27,7 @@ class PackedModel:
 
 
 class PackedProblem:
-    """The parts of a problem on a device, with products in `dtype` (float32, float16 or bfloat16).
+    """The parts of a problem on a device, with products in `dtype` (float32, IEEE or tf32, float16 or bfloat16).
 
     dynamics        `x' = x + scale ⊙ net(z̄)`, `scale [columns]`
     score           `s = net(z̄)·inv_k·gain[level]`; None without one
@@ -42,8 +42,9 @@ class PackedProblem:
     """
 
     def __init__(
-        self, problem: Problem, dtype: torch.dtype, device: torch.device, functions: Functions | None = None
-    ) -> None:
+        self, problem: Problem, dtype: torch.dtype, device: torch.device, functions: Functions | None = None,
+        input_precision: InputPrecision = "ieee",
+    ) -> None:  # fmt: skip
         self.nx, self.nu = problem.dynamics.nx, problem.dynamics.nu
         self.columns = padded(self.nx + self.nu)
         self.dtype, self.device, self.functions = dtype, device, functions or Functions()
@@ -55,7 +56,7 @@ class PackedProblem:
         def model(part: Any, out_columns: int) -> PackedModel | None:
             if getattr(part, "network", None) is None:
                 return None
-            network = PackedNetwork(part.network.spec, dtype, device, self.columns, out_columns)
+            network = PackedNetwork(part.network.spec, dtype, device, self.columns, out_columns, input_precision)
             return PackedModel(network, zeros(self.columns), zeros(self.columns))
 
         dynamics = model(problem.dynamics, self.columns)

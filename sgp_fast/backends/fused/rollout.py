@@ -65,7 +65,7 @@ def tile_of(problem: Problem, planner: Sampler, rows: int, device: torch.device)
     limits = limits_of(device) if device.type == "cuda" else H200
     found = tiles(
         max(program.widest_whole_row for program in programs), max(program.widest for program in programs),
-        planner.product_dtype, rows, input_precision="tf32" if planner.precision == "tf32" else "ieee",
+        planner.product_dtype, rows, input_precision=planner.input_precision,
         streams=any(program.stream_columns for program in programs), limits=limits, interpreted=is_interpreted(),
     )  # fmt: skip
     return next((tile for tile in found if fits(tile, programs, planner.product_dtype, limits.shared)), None)
@@ -105,7 +105,9 @@ class RolloutWork:
         self._problems, self.reads = members_of(problem), sources(problem)
         self._planner, self._tile, self._penalty, self._level = planner, tile, job.penalty, job.level
         self.functions = Functions(job, rows, device)
-        packed = [PackedProblem(m, planner.product_dtype, device, self.functions) for m in self._problems]
+        packed = [
+            PackedProblem(m, planner.product_dtype, device, self.functions, planner.input_precision) for m in self._problems
+        ]
         self.members = [Member.allocate(p, rows, planner.samples, planner.horizon) for p in packed]
         nx, nu = packed[0].nx, packed[0].nu
 

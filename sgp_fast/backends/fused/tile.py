@@ -82,11 +82,11 @@ def tile_plans(problem: Problem, planner: SGP, rows: int, device: torch.device) 
     specs = [network.spec for network in networks if network is not None]
     columns = padded(problem.dynamics.nx + problem.dynamics.nu)
     programs = tuple(lay_out(spec, columns).program for spec in specs)
-    dtype, precision = planner.product_dtype, "tf32" if planner.precision == "tf32" else "ieee"
+    dtype = planner.product_dtype
     limits = limits_of(device) if device.type == "cuda" else H200
     found = tiles(
         max(program.widest_whole_row for program in programs), max(program.widest for program in programs), dtype, rows,
-        input_precision=precision, streams=any(program.stream_columns for program in programs), limits=limits,
+        input_precision=planner.input_precision, streams=any(program.stream_columns for program in programs), limits=limits,
         interpreted=is_interpreted(),
     )  # fmt: skip
     ways: dict[str, Make] = {}

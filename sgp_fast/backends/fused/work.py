@@ -99,7 +99,9 @@ class PlanWork:
         planner, tables = job.planner, job.tables
         self.problem, self.reads = problem, sources(problem)
         self.functions = Functions(job, rows, device)
-        self.packed = PackedProblem(problem, planner.product_dtype, device, self.functions)
+        self.packed = PackedProblem(
+            problem, planner.product_dtype, device, self.functions, planner.input_precision
+        )
         self.buffers = Buffers.allocate(
             rows, planner.horizon, self.packed.nx, self.packed.nu, planner.iterations, device,
             bounded=job.low is not None, with_goal=job.goal is not None, with_history=planner.record_cost,
