@@ -20,6 +20,9 @@ TORCH_INDEX ?=
 endif
 
 PYTEST_ARGS ?=
+# Processes that test side by side, where no GPU is shared: a number, or as many as there are cores, eight at most.
+WORKERS ?= auto
+SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses 8
 
 .PHONY: venv demo test check test-all gpu-test lint types tests bench clean
 
@@ -47,7 +50,7 @@ types: venv
 	$(BIN)/pyright
 
 tests: venv
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 # Everything that can run here, the slow ones and, where there is a GPU, those too.
 test-all: lint types

@@ -20,9 +20,8 @@ from tests.test_compiled import networks, with_dynamics, words
 
 pytestmark = pytest.mark.skipif(cpu.why_unavailable() is not None, reason=str(cpu.why_unavailable()))
 Status = sgp.Status
-# Weights are exponentials of costs over the temperature, and so carry the roundings of a cost of a hundred fifty times over,
-# in the reference too, at each of two refits.
 CLOSE = 1e-5
+ULP = 2**-23
 
 
 def mppi(T: int = 3, **options: Any) -> Sampler:
@@ -36,11 +35,14 @@ def cem(T: int = 3, **options: Any) -> Sampler:
 def alike(problem: sgp.Problem, planner: Sampler, x0: Tensor, limit: float = CLOSE, **given: Any) -> sgp.Plan:
     """Whole plans: against float64 the native one loses at most `limit`, or four times what the reference loses.
 
-    The native one is returned.
+    MPPI's weights are exponentials of costs over the temperature, so that they are off by as much as an ulp of the largest
+    cost is over it; that much is granted, too. The native plan is returned.
     """
     ours, theirs = (sgp.solve(problem, planner, x0, backend=b, **given) for b in ("compiled", "eager"))
     exact = sgp.solve(problem, replace(planner, precision="float64"), x0, backend="eager", **given).tensors()
     assert ours.stats["backend"] == "compiled"
+    if isinstance(planner, sgp.MPPI):
+        limit = max(limit, ULP * float(exact["cost"].nan_to_num().abs().max()) / planner.temperature)
     for (name, got), want in zip(ours.tensors().items(), theirs.tensors().values(), strict=True):
         assert got.shape == want.shape and got.dtype == want.dtype, name
         assert torch.equal(got.isnan(), want.isnan()), name
