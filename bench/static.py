@@ -209,11 +209,6 @@ def table(rows: list[KernelRow]) -> str:
     )
 
 
-def write(rows: list[KernelRow], path: Path) -> None:
-    """JSON lines: the circumstances, then a line a kernel."""
-    records.write(path, records.header("static"), rows)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.static", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -232,14 +227,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not names:
         parser.error(f"--only {options.only!r} is in no name; --list shows them")
-    rows = []
+    head, rows = records.header("static"), []
     for arch, found in chosen.items():
         for row in compiled(found, arch):
             rows.append(row)
+            if options.json:  # a whole file at every moment: the list takes an hour
+                records.write(options.json, head, rows)
             print(f"{name_of(row)}: {row.registers} registers, {row.compile_s:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))
-    if options.json:
-        write(rows, options.json)
     wrong = [f"{name_of(row)}: {why}" for row in rows for why in broken(row)]
     print("\n".join(wrong) if wrong else "all limits are kept")
     return int(bool(wrong) and options.check)

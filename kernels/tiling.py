@@ -135,8 +135,8 @@ def tiles(
     found = tuple(tile for tile in found if tile.block_b <= most)
     if limits.capability >= 100:
         # There, products of 64 rows and more take tensor memory, and the compiler asks for more than there is; the others
-        # go through registers, of which two stages leave enough.
-        found = tuple(replace(tile, stages=2) for tile in found)
+        # go through registers, of which two stages leave enough, and with residuals steps of 32.
+        found = tuple(replace(tile, stages=2, block_k=min(tile.block_k, 32 if streams else tile.block_k)) for tile in found)
     return tuple(sorted(found, key=expected))
 
 

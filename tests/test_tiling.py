@@ -69,6 +69,8 @@ def test_tiles_that_take_the_last_register_are_for_the_one_chip_that_has_it(capa
 
 def test_residuals_ask_for_small_blocks() -> None:
     assert max(tile.block_b for tile in tiles(256, 1024, torch.bfloat16, 1 << 20, streams=True)) == 16
+    (last,) = tiles(256, 1024, torch.bfloat16, 1 << 20, streams=True, limits=replace(H200, capability=100))
+    assert (last.block_k, last.stages) == (32, 2), "of steps of 64, sm_100 spills some bytes"
 
 
 def test_nothing_is_offered_where_nothing_is_known() -> None:
