@@ -11,16 +11,14 @@ import torch
 
 import sgp_fast as sgp
 from tests import cases
-from tests.fused.test_fused import DEVICE
+from tests.fused.test_fused import small
 
 STEPS = 3
 
 
 def controllers(backend: str = "fused:tile", problem: dict[str, Any] | None = None, **options: Any) -> list[sgp.MPC]:
     """Two controllers of the same four environments: one takes the short way when it can, the other never does."""
-    case = cases.case(cost_="learned", score_=cases.score(), horizon=3, **(problem or {}))
-    for part in case.problem.modules.values():
-        part.to(DEVICE)
+    case = small("learned", scored="score", horizon=3, **(problem or {}))
     planner = replace(cases.planner(horizon=3, iterations=2, **options), precision="float32")
     short, long = (sgp.MPC(case.problem, planner, 4, backend=backend) for _ in range(2))
     long._can_step = lambda rows: False  # pyright: ignore[reportAttributeAccessIssue]
