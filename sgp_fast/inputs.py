@@ -66,6 +66,14 @@ def read_inputs(problem: Problem, planner: Planner, x0: Any, *, goal: Any, param
     return Inputs(x0, nu, controls, moments, low, high, goal, _params(params, batch, state, device))
 
 
+def check_moves(planner: Planner, otherwise: str = "") -> None:
+    """Raise ValueError where every step has length 0: what was drawn to start from would come back as a plan."""
+    if isinstance(planner, SGP) and not planner.moves:
+        raise ValueError(
+            f"SGP.step_size is {planner.step_size}, so no control would move; give a step above 0, such as 0.1{otherwise}"
+        )
+
+
 def problem_rows(inputs: Inputs, rows: slice) -> Inputs:
     """The problems `rows` of a batch."""
 

@@ -25,8 +25,10 @@ class SGP:
     Args:
         horizon: T, steps of the model.
         iterations: N, gradient steps.
-        step_size: Of Adam: a number, a pair (start, end) joined by half a cosine, or a table of N.
-        beta: Weight of the score: a number, a pair or a table, likewise.
+        step_size: Of Adam: a number, a pair (start, end) joined by half a cosine, or a table of N. 0 throughout moves
+            nothing: `solve` then tells what the controls of `init`, which it needs, come to.
+        beta: Weight of the score: a number, a pair or a table, likewise. Without effect on a problem that has no score,
+            which `Plan.stats["score"]` tells.
         levels: Noise level of each iteration, indices into the score's sigmas: one, or a table of N; by default from the
             first level to the last.
         bounding: How bounds are kept: "project" clips after each step; "tanh" plans in an unbounded variable v, where
@@ -97,6 +99,11 @@ class SGP:
             "levels": schedule.published_levels(levels, max_iters),
         }
         return cls(horizon, max_iters - 1, step_size, **tables, **options)
+
+    @property
+    def moves(self) -> bool:
+        """Whether any step has a length."""
+        return any(schedule.table(self.step_size, self.iterations, "SGP.step_size"))
 
     @property
     def state_dtype(self) -> torch.dtype:
