@@ -104,6 +104,7 @@ def run_episodes(
         ended = running & (over[:n] | cut[:n] | (lengths == (steps or -1)))
         running = running & ~ended
         if bar is not None:
+            bar.set_postfix_str(f"step {int(lengths.max()):,}", refresh=False)
             bar.update(int(ended.sum()))
     recorded = [recorder.trajectory() for recorder in recorders.values()]
     return Outcome(returns, lengths, terminated, whole, np.array(act_seconds), plans, recorded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import gymnasium
@@ -68,6 +69,24 @@ def test_each_episode_is_counted_to_its_end_and_no_further(batch: int) -> None:
         assert trajectory.observations[:, 0].tolist() == list(range(n + 1))
         assert trajectory.rewards.tolist() == list(range(1, n + 1)) and trajectory.actions.shape == (n, 1)
         assert trajectory.predicted is None and trajectory.qpos is None
+
+
+class Slow(Noting):
+    """Longer at each step than a bar stands still."""
+
+    def act(self, obs: np.ndarray, active: np.ndarray) -> np.ndarray:
+        time.sleep(0.12)
+        return super().act(obs, active)
+
+
+@pytest.mark.parametrize("title", ["", "a title"])
+def test_a_bar_shows_the_step_while_no_episode_ends(title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a title it is gone at the end, so that what is printed next takes its place."""
+    sgp.evaluate(Slow(2), Countdown, episodes=2, seeds=[5, 5], progress=title or True)
+    shown = capsys.readouterr().err
+    still = [drawn for drawn in shown.split("\r") if " 0/2 " in drawn]
+    assert any("step 2" in drawn for drawn in still) and all(drawn.startswith(title) for drawn in still)
+    assert shown.endswith("\r") if title else "2/2" in shown.splitlines()[-1]
 
 
 def test_a_limit_on_the_steps() -> None:
