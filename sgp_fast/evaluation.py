@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._episodes import Array, Controller, Trajectory, env_name, quiet, run_episodes, vector_of
+from ._episodes import Array, Controller, Trajectory, check_fits, env_name, quiet, run_episodes, vector_of
 from ._intervals import t_interval
 from ._optional import require
 
@@ -134,8 +134,9 @@ def evaluate(
     progress  show a bar; a text is its title, and such a bar is gone at the end
 
     An episode ends when the environment terminates or truncates it, or at `steps`; what its environment does afterwards is
-    not counted, and the controller is told that it is no longer active. Raises ValueError for actions outside the
-    environment's bounds or not finite, naming the episode; ImportError without gymnasium.
+    not counted, and the controller is told that it is no longer active. Raises ValueError for an environment of other sizes
+    than the controller's problem, before any episode, and for actions outside the environment's bounds or not finite, naming
+    the episode; ImportError without gymnasium.
     """
     began = time.perf_counter()
     gym = require("gymnasium", extra="mujoco")
@@ -147,6 +148,7 @@ def evaluate(
     width = min(controller.batch_size, episodes)
     with quiet(), vector_of(gym, env, width) as vector:
         name = env_name(vector)
+        check_fits(name, vector.single_observation_space, vector.single_action_space, controller)
         bar = _bar(episodes, progress) if progress else None
         chunks = [range(first, min(first + width, episodes)) for first in range(0, episodes, width)]
         try:
