@@ -15,6 +15,9 @@ from .models import Dynamics, Ensemble, Network, Score, cast
 
 Bounds = tuple[Any, Any]
 
+# What functions raise on tensors of other sizes than they are made for.
+SIZE_ERRORS = (ValueError, TypeError, IndexError, RuntimeError)
+
 # Our own modules compute alike in training and in evaluation; a plain `nn.Module` only holds others.
 _OURS = ("sgp_fast.", "torch.nn.modules.module")
 
@@ -42,9 +45,9 @@ class AutogradDynamics(nn.Module):
         nx, nu = x.shape[-1], u.shape[-1]
         try:
             out = self.module(x, u)
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        except SIZE_ERRORS as error:
+            if type(error) not in SIZE_ERRORS:  # no memory, a broken device: no fault of x0
+                raise
             raise ValueError(
                 f"dynamics failed on x {list(x.shape)} and u {list(u.shape)} ({error}); x0 has nx={nx} features and the "
                 f"problem nu={nu} controls: give as many as they take"
