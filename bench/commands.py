@@ -111,7 +111,7 @@ def static_command(
     """What the compiler makes of every kernel, without a GPU: registers, spills, shared memory, instructions.
 
     Args:
-        arch: Architectures: 80, 90, 100.
+        arch: Architectures to compile for: 80, 90, 100.
         only: Kernels whose name has this in it.
         names: Print the names of all kernels and compile none.
         out: Record the rows here.

@@ -11,6 +11,7 @@ from torch import Tensor
 import sgp_fast as sgp
 
 from .cases import Case
+from .rows import PlanRow
 from .rung import Rung, Runner
 
 # How far the controls may be from float64's, ‖u − u₆₄‖/‖u₆₄‖. Adam divides by its own noise: rounding of float32 grows from
@@ -55,6 +56,16 @@ def judge(rung: Rung, case: Case, runner: Runner, u: Tensor) -> Verdict:
         error = ((foreseen - told.cost).norm() / told.cost.norm()).item()
         reason = f"wrong: foresees costs that are off by {error:.1e}, above {limit:.0e}"
     return Verdict(error, limit, cost, penalty, None if error < limit else reason)
+
+
+def checked(row: PlanRow) -> int:
+    """Problems that the row's cost is the mean of; costs of different numbers do not compare."""
+    return min(CHECKED, row.timed)
+
+
+def comparable(row: PlanRow) -> bool:
+    """Whether the row's cost is of as many problems as those of rungs that plan the whole batch."""
+    return checked(row) == min(CHECKED, row.problems)
 
 
 def evaluated(case: Case, u: Tensor) -> sgp.Plan:

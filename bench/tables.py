@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from .cold import AGAINST
+from .gate import CHECKED
 from .rows import LEFT_OUT, ActRow, CeilingRow, ColdRow, PlanRow, Row
 from .rungs import RUNGS
 
@@ -60,6 +61,8 @@ def ladder(rows: Iterable[PlanRow], ours: str = "auto", other: Collection[str] =
         alike = [rung for rung in rungs if rung != ours and rung not in other]
         lines += [line(f"  × {rung}", (ratio(case, rung) for case in cases)) for rung in alike]
     lines.append(line(f"cost of {ours}", (_cost(cell.get((case, ours))) for case in cases)))
+    if len({row.problems for row in cell.values()}) > 1:
+        lines.append(f"  a mean over a case's first {CHECKED} problems at most: of other problems in another column")
     return "\n".join([*lines, *_reasons(cell.values())])
 
 

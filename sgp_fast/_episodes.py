@@ -21,7 +21,7 @@ class Controller(Protocol):
     `act` gets observations `[batch_size, nx]` and a mask `[batch_size]` of the environments that still run, and gives
     actions `[batch_size, nu]`, of which those of other rows are ignored; `reset` begins new episodes in the environments
     of a mask, in all where that is None. Where there are a `plan` and its `rows`, as `MPC` has them, what the plans
-    foresee can be recorded.
+    foresee can be recorded; where there is a `check_sizes(nx, nu)`, it is asked first, and raises ValueError.
     """
 
     @property
@@ -104,6 +104,7 @@ def run_episodes(
         ended = running & (over[:n] | cut[:n] | (lengths == (steps or -1)))
         running = running & ~ended
         if bar is not None:
+            bar.set_postfix_str(f"step {int(lengths.max()):,}", refresh=False)
             bar.update(int(ended.sum()))
     recorded = [recorder.trajectory() for recorder in recorders.values()]
     return Outcome(returns, lengths, terminated, whole, np.array(act_seconds), plans, recorded)
@@ -171,6 +172,18 @@ def check_spaces(gym: Any, name: str, observation: Any, action: Any) -> None:
             raise ValueError(
                 f"{name} has the {part} space {space}; expected a Box with one axis: choose an environment that has one"
             )
+
+
+def check_fits(name: str, observation: Any, action: Any, controller: Any) -> None:
+    """Raise ValueError where a controller says that it is not made for so many observations and actions."""
+    check = getattr(controller, "check_sizes", None)
+    if check is None:
+        return
+    (nx,), (nu,) = observation.shape, action.shape
+    try:
+        check(nx, nu)
+    except ValueError as error:
+        raise ValueError(f"{name} has {nx} observations and {nu} actions, which do not fit: {error}") from error
 
 
 def _newest(gym: Any, env: str) -> str | None:

@@ -84,6 +84,7 @@ def sample(
         "seconds": time.perf_counter() - began,
         "beta": [planner.beta],
         "sigma": [sigma],
+        "score": score_words(problem, planner.beta > 0),
     } | plans[0].stats
     return Plan.concatenate(plans, stats) if len(plans) > 1 else replace(plans[0], stats=stats)
 
@@ -118,6 +119,13 @@ def _first_std(planner: Sampler, inputs: Inputs) -> Tensor:
     if not bool(quarter.isfinite().all()):
         raise ValueError(f"{name}.spread is None and Problem.bounds are not finite; give spread, or finite bounds")
     return quarter[:, None].expand(shape).contiguous()
+
+
+def score_words(problem: Problem, weighted: bool) -> str:
+    """Of what account the score was, for `Plan.stats`."""
+    if problem.score is None:
+        return "absent: beta has no effect"
+    return "weighted by beta" if weighted else "measured only: beta is 0"
 
 
 def refuse_ensemble(problem: Problem) -> None:

@@ -90,7 +90,7 @@ def _run(argv: list[str]) -> int:
     settings = _option(rest, "--config") if name in ("plan", "evaluate") else None
     if settings is not None:  # they become the defaults, so that options of the command line come before them
         found = partial(found, planner=import_module("sgp_fast.commands").read_settings(settings))
-    with _tables(tyro):
+    with tables(tyro):
         tyro.cli(found, prog=f"sgp-fast {name}", args=rest, config=(tyro.conf.PositionalRequiredArgs,))
     return 0
 
@@ -112,7 +112,7 @@ def _with_names(tyro: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _tables(tyro: Any) -> Any:
+def tables(tyro: Any) -> Any:
     """How options that hold a table are written: one number is a constant, several are a pair or a table."""
     registry = tyro.constructors.ConstructorRegistry()
 
@@ -157,7 +157,8 @@ def _option(args: list[str], name: str) -> Path | None:
 def _doctor(rest: list[str]) -> int:
     """Reports on this installation; needs nothing that may be missing, the command line's own library included."""
     if rest not in ([], ["--json"]):
-        print("usage: sgp-fast doctor [--json]\n\nShow versions, devices and which backends can run here.")
+        print("usage: sgp-fast doctor [--json]\n\nShow versions, devices and which backends can run here.\n")
+        print("  --json  Print the report as JSON.")
         return 0 if rest in (["-h"], ["--help"]) else 2
     doctor = import_module("sgp_fast.doctor")
     report = doctor.report()

@@ -19,6 +19,9 @@ from .models import Network, Normalizer, check_inputs, check_unconditioned
 
 CostFunction = Callable[..., Tensor]
 
+# What a custom cost takes, and what a terminal one does; either may leave all but `(x, u)`, or `(x)`, out.
+COST_ARGUMENTS, TERMINAL_ARGUMENTS = "(x, u, goal, t, params)", "(x, goal, params)"
+
 
 @runtime_checkable
 class Cost(Protocol):
@@ -121,7 +124,10 @@ class CustomCost(nn.Module):
     def __init__(self, function: CostFunction) -> None:
         super().__init__()
         self.function = function
-        self.simple = takes(function, (5, 2), "Problem.cost", "(x, u, goal, t, params) or (x, u)") == 2
+        expected = f"{COST_ARGUMENTS} or (x, u)"
+        self.simple = takes(function, (5, 2), "Problem.cost", expected) == 2
+        if self.simple and (named := arguments(function)).endswith((" goal)", " t)", " params)")):
+            raise TypeError(f"Problem.cost takes {named}, but of two arguments the second is u; expected {expected}")
 
     def value_and_grad(
         self, x: Tensor, u: Tensor, goal: Tensor | None, t: Tensor, params: Any
@@ -138,7 +144,7 @@ class CustomTerminal(nn.Module):
     def __init__(self, function: CostFunction) -> None:
         super().__init__()
         self.function = function
-        self.simple = takes(function, (3, 1), "Problem.terminal", "(x, goal, params) or (x)") == 1
+        self.simple = takes(function, (3, 1), "Problem.terminal", f"{TERMINAL_ARGUMENTS} or (x)") == 1
 
     def value_and_grad(self, x: Tensor, goal: Tensor | None, params: Any) -> tuple[Tensor, Tensor]:
         extra = () if self.simple else (goal, params)
@@ -151,6 +157,15 @@ def check_one_number(owner: str, network: Network) -> None:
     check_unconditioned(owner, network)
     if network.spec.outputs != 1:
         raise ValueError(f"{owner}: the network has {network.spec.outputs} outputs; make it 1")
+
+
+def arguments(function: Callable[..., Any]) -> str:
+    """The names of a function's arguments, as in `(x, u)`; `(…)` where it does not tell."""
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):
+        return "(…)"
+    return f"({', '.join(signature.parameters)})"
 
 
 def takes(function: Callable[..., Any], counts: tuple[int, ...], name: str, expected: str) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._episodes import Array, Controller, Trajectory, env_name, quiet, run_episodes, vector_of
+from ._episodes import Array, Controller, Trajectory, check_fits, env_name, quiet, run_episodes, vector_of
 from ._intervals import t_interval
 from ._optional import require
 
@@ -120,7 +120,7 @@ def evaluate(
     steps: int | None = None,
     seeds: int | Sequence[int] = 0,
     record: bool | Sequence[int] = False,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Evaluation:
     """Run `episodes` episodes of a controller, as many at once as its `batch_size`, in a gymnasium vector environment.
 
@@ -131,11 +131,12 @@ def evaluate(
     steps     a limit on an episode's length, beside the environment's own
     seeds     of the environments, one an episode, or the first of a row
     record    keep trajectories: True for all episodes, or the numbers of some
-    progress  show a bar
+    progress  show a bar; a text is its title, and such a bar is gone at the end
 
     An episode ends when the environment terminates or truncates it, or at `steps`; what its environment does afterwards is
-    not counted, and the controller is told that it is no longer active. Raises ValueError for actions outside the
-    environment's bounds or not finite, naming the episode; ImportError without gymnasium.
+    not counted, and the controller is told that it is no longer active. Raises ValueError for an environment of other sizes
+    than the controller's problem, before any episode, and for actions outside the environment's bounds or not finite, naming
+    the episode; ImportError without gymnasium.
     """
     began = time.perf_counter()
     gym = require("gymnasium", extra="mujoco")
@@ -147,11 +148,14 @@ def evaluate(
     width = min(controller.batch_size, episodes)
     with quiet(), vector_of(gym, env, width) as vector:
         name = env_name(vector)
-        bar = require("tqdm.auto", extra="train").tqdm(total=episodes, unit="episode") if progress else None
+        check_fits(name, vector.single_observation_space, vector.single_action_space, controller)
+        bar = _bar(episodes, progress) if progress else None
         chunks = [range(first, min(first + width, episodes)) for first in range(0, episodes, width)]
-        parts = [run_episodes(controller, vector, chunk, seeds, steps, wanted, bar) for chunk in chunks]
-        if bar is not None:
-            bar.close()
+        try:
+            parts = [run_episodes(controller, vector, chunk, seeds, steps, wanted, bar) for chunk in chunks]
+        finally:
+            if bar is not None:
+                bar.close()
 
     def all_of(field: str) -> Array:
         return np.concatenate([getattr(part, field) for part in parts])
@@ -185,6 +189,13 @@ def check_counts(episodes: int, steps: int | None, seeds: int | Sequence[int]) -
     if min(found) < 0:
         raise ValueError(f"seed is {min(found)}; expected 0 or more")
     return found
+
+
+def _bar(episodes: int, progress: bool | str) -> Any:
+    """Looks at the clock at every update (`miniters`), for episodes that end together would leave it still until they do."""
+    title = progress if isinstance(progress, str) else None
+    tqdm = require("tqdm.auto", extra="train").tqdm
+    return tqdm(total=episodes, desc=title, unit="episode", leave=title is None, miniters=0, dynamic_ncols=True)
 
 
 def _normalized(env: str, returns: Array) -> tuple[Array | None, bool]:

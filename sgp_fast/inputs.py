@@ -9,7 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .costs import CustomCost, CustomTerminal, LearnedCost, QuadraticCost, QuadraticTerminal, TerminalValue
+from .costs import (
+    COST_ARGUMENTS,
+    TERMINAL_ARGUMENTS,
+    CustomCost,
+    CustomTerminal,
+    LearnedCost,
+    QuadraticCost,
+    QuadraticTerminal,
+    TerminalValue,
+    arguments,
+)
 from .plan import Plan
 from .planner import SGP
 from .problem import Problem
@@ -51,19 +61,30 @@ def read_inputs(problem: Problem, planner: Planner, x0: Any, *, goal: Any, param
     _check_sizes(problem, nx, nu)
     for name, value in (("goal", goal), ("params", params)):
         if value is not None and not _reads(problem, name):
-            raise ValueError(f"{name} is given, but no cost reads it; leave it out, or use a cost that does")
+            raise ValueError(f"{name} is given, but no cost reads it; {_remedy(problem, name)}")
     low, high = _bounds(problem, planner, batch, nu, state, device)
 
     goal = problem.goal if goal is None else goal
     if goal is not None:
         goal = _tensor("goal", goal, state, device)
         if goal.shape not in ((nx,), (1, nx), (batch, nx)):
-            raise ValueError(f"goal has shape {tuple(goal.shape)}; expected [{nx}] or [{batch}, {nx}]")
+            told, expected = f"goal has shape {tuple(goal.shape)}", f"[{nx}] or [{batch}, {nx}]"
+            if goal.ndim and (other := goal.shape[-1]) != nx and not hasattr(problem.dynamics, "nx"):  # x0 may be at fault
+                told, expected = f"{told} and x0 has nx={nx} features", f"a goal {expected}, or x0 of {other} features"
+            raise ValueError(f"{told}; expected {expected}")
         _finite("goal", goal)
         goal = goal.expand(batch, nx)
 
     controls, moments = _init(planner, init, batch, nu, state, device)
     return Inputs(x0, nu, controls, moments, low, high, goal, _params(params, batch, state, device))
+
+
+def check_moves(planner: Planner, otherwise: str = "") -> None:
+    """Raise ValueError where every step has length 0: what was drawn to start from would come back as a plan."""
+    if isinstance(planner, SGP) and not planner.moves:
+        raise ValueError(
+            f"SGP.step_size is {planner.step_size}, so no control would move; give a step above 0, such as 0.1{otherwise}"
+        )
 
 
 def problem_rows(inputs: Inputs, rows: slice) -> Inputs:
@@ -143,6 +164,16 @@ def _reads(problem: Problem, name: str) -> bool:
             continue
         return True
     return False
+
+
+def _remedy(problem: Problem, name: str) -> str:
+    """What to do about a goal, or params, that no cost reads: of functions, which arguments they would have to take."""
+    told = [
+        f"Problem.{kind} takes {arguments(part.function)}: make it {full}"
+        for kind, part, full in (("cost", problem.cost, COST_ARGUMENTS), ("terminal", problem.terminal, TERMINAL_ARGUMENTS))
+        if isinstance(part, (CustomCost, CustomTerminal))
+    ]
+    return f"{'; '.join(told)}, or leave {name} out" if told else "leave it out, or use a cost that does"
 
 
 def _check_sizes(problem: Problem, nx: int, nu: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ._sampled import solve_keyed
 from ._slots import Rows, Slots
 from ._starts import has_rows, random_starts, repeat_rows, solve_starts, take_rows
+from .inputs import check_moves, read_inputs
 from .plan import Plan, Status
 from .planner import SGP
 from .problem import Problem, device_of
@@ -57,6 +58,7 @@ class MPC:
     ) -> None:
         """`backend` and `time_limit_s` (for one step of all environments) are those of `solve`."""
         self._slots = Slots(batch_size)
+        check_moves(planner)
         if planner.keep_moments and planner.starts > 1:
             raise ValueError("SGP.keep_moments goes on from one start; use starts=1, or keep_moments=False")
         if time_limit_s is not None and not time_limit_s > 0:
@@ -133,6 +135,18 @@ class MPC:
         rows = self._slots.rows(mask, "mask")
         self._warm[rows] = False
         self._slots.step[rows] = 0
+
+    def check_sizes(self, nx: int, nu: int) -> None:
+        """Raise ValueError unless the problem is of nx features and nu controls, as far as a step of one state can tell."""
+        planner, device = self.planner, device_of(self.problem)
+        x0 = torch.zeros(self.batch_size, nx, dtype=planner.state_dtype, device=device)
+        inputs = read_inputs(self.problem, planner, x0, goal=None, params=None, init=None)
+        if inputs.nu != nu:
+            raise ValueError(f"the problem has nu={inputs.nu} controls; expected {nu}")
+        if not hasattr(self.problem.dynamics, "nx"):  # a function shows what it takes only when it is called
+            with torch.inference_mode(False), torch.no_grad():
+                dynamics = self.problem.prepared(planner.state_dtype, planner.product_dtype, device).dynamics
+                dynamics.vjp(inputs.x0[:1], inputs.x0.new_zeros(1, nu))
 
     def _planned(self, rows: Rows, x0: Tensor, nu: int, given: dict[str, Any]) -> Plan:
         """Plans of some environments from `x0 [len(rows), nx]`."""

@@ -40,7 +40,7 @@ class Plan:
     iterations  steps that each problem took `[B]`
     history     task cost before each step, `[B, iterations]`, where the planner records it
     moments     Adam's first and second moments and step count, where the planner keeps them
-    stats       backend and why, seconds, schedules as used (`beta`, `sigma`), chunks
+    stats       backend and why, seconds, schedules as used (`beta`, `sigma`), of what account the `score` was, chunks
     """
 
     u: Tensor
@@ -63,8 +63,9 @@ class Plan:
         counts = ", ".join(f"{int((self.status == s).sum())} {s.name.lower()}" for s in Status)
         _, horizon, nu = self.u.shape
         backend = self.stats.get("backend", "unknown")
+        score = ", no score" if str(self.stats.get("score")).startswith("absent") else ""
         cost = f"mean cost {float(self.cost.mean()):.4g}"
-        return f"Plan({len(self)} problems, horizon {horizon}, {nu} controls; {counts}; {cost}; {backend})"
+        return f"Plan({len(self)} problems, horizon {horizon}, {nu} controls; {counts}; {cost}{score}; {backend})"
 
     @property
     def ranking(self) -> Tensor:

@@ -22,25 +22,28 @@ class SGP:
 
         g_t = ∂_u c_t − β s_{u,t} + (∂_u f_t)ᵀ λ_{t+1},     u ← project(Adam(u, g))
 
-    horizon         T, steps of the model
-    iterations      N, gradient steps
-    step_size       of Adam: a number, a pair (start, end) joined by half a cosine, or a table of N
-    beta            weight of the score, likewise
-    levels          noise level of each iteration (indices into the score's sigmas): one, or a table of N; by default from
-                    the first level to the last
-    bounding        how bounds are kept: "project" clips after each step; "tanh" plans in an unbounded variable v with
-                    `u = mid + half·tanh(v)` and its own adjoint (a start at a bound is moved inside by 0.1% of the range)
-    starts          starts per problem; the first is as given, the best by `Plan.ranking` is returned
-    start_spread    standard deviation of random starts, around zero or around the controls that `init` gives
-    adam            β₁, β₂ and ε of Adam, restarted at every plan unless `keep_moments`
-    clip_gradient   largest norm of one problem's gradient, over horizon and controls; None: no limit
-    tolerance       a problem has converged, and stops, when the norm of its projected gradient `u − clip(u − g)` is below
-                    this after all schedules have ended; 0 never stops
-    precision       "float64", "float32", or "tf32", "float16", "bfloat16" for the networks' products only (all else in
-                    float32); "tf32" is float32 on CPUs
-    record_cost     keep the task cost of every iteration in `Plan.history`
-    keep_moments    keep Adam's moments in the plan, and go on from those of `init`
-    memory_limit    bytes of saved activations above which a batch is planned in chunks
+    Args:
+        horizon: T, steps of the model.
+        iterations: N, gradient steps.
+        step_size: Of Adam: a number, a pair (start, end) joined by half a cosine, or a table of N. 0 throughout moves
+            nothing: `solve` then tells what the controls of `init`, which it needs, come to.
+        beta: Weight of the score: a number, a pair or a table, likewise. Without effect on a problem that has no score,
+            which `Plan.stats["score"]` tells.
+        levels: Noise level of each iteration, indices into the score's sigmas: one, or a table of N; by default from the
+            first level to the last.
+        bounding: How bounds are kept: "project" clips after each step; "tanh" plans in an unbounded variable v, where
+            u is `mid + half·tanh(v)`, with its own adjoint (a start at a bound is moved inside by 0.1% of the range).
+        starts: Starts per problem; the first is as given, the best by `Plan.ranking` is returned.
+        start_spread: Standard deviation of random starts, around zero or around the controls that `init` gives.
+        adam: β₁, β₂ and ε of Adam, restarted at every plan unless `keep_moments`.
+        clip_gradient: Largest norm of one problem's gradient, over horizon and controls; None: no limit.
+        tolerance: A problem has converged, and stops, when the norm of its projected gradient `u − clip(u − g)` is below
+            this after all schedules have ended; 0 never stops.
+        precision: "float64", "float32", or "tf32", "float16", "bfloat16" for the networks' products only (all else in
+            float32); "tf32" is float32 on CPUs.
+        record_cost: Keep the task cost of every iteration in `Plan.history`.
+        keep_moments: Keep Adam's moments in the plan, and go on from those of `init`.
+        memory_limit: Bytes of saved activations above which a batch is planned in chunks.
     """
 
     horizon: int
@@ -96,6 +99,11 @@ class SGP:
             "levels": schedule.published_levels(levels, max_iters),
         }
         return cls(horizon, max_iters - 1, step_size, **tables, **options)
+
+    @property
+    def moves(self) -> bool:
+        """Whether any step has a length."""
+        return any(schedule.table(self.step_size, self.iterations, "SGP.step_size"))
 
     @property
     def state_dtype(self) -> torch.dtype:

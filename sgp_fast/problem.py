@@ -15,6 +15,9 @@ from .models import Dynamics, Ensemble, Network, Score, cast
 
 Bounds = tuple[Any, Any]
 
+# What functions raise on tensors of other sizes than they are made for.
+SIZE_ERRORS = (ValueError, TypeError, IndexError, RuntimeError)
+
 # Our own modules compute alike in training and in evaluation; a plain `nn.Module` only holds others.
 _OURS = ("sgp_fast.", "torch.nn.modules.module")
 
@@ -37,18 +40,34 @@ class AutogradDynamics(nn.Module):
         super().__init__()
         self.module = module
 
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        """`f(x, u)`, of the shape of x; ValueError that tells the sizes where the module fails on them or gives others."""
+        nx, nu = x.shape[-1], u.shape[-1]
+        try:
+            out = self.module(x, u)
+        except SIZE_ERRORS as error:
+            if type(error) not in SIZE_ERRORS:  # no memory, a broken device: no fault of x0
+                raise
+            raise ValueError(
+                f"dynamics failed on x {list(x.shape)} and u {list(u.shape)} ({error}); x0 has nx={nx} features and the "
+                f"problem nu={nu} controls: give as many as they take"
+            ) from error
+        if out.shape != x.shape:
+            raise ValueError(
+                f"dynamics gave shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; expected the same, since x0 has "
+                f"nx={nx} features"
+            )
+        return out
+
     def vjp(self, x: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
         with torch.enable_grad():
             leaves = (x.detach().requires_grad_(), u.detach().requires_grad_())
-            out = self.module(*leaves)
+            out = self(*leaves)
         if not out.requires_grad:
             raise ValueError(
                 "dynamics gave a result that is cut off from autograd (no_grad, detach or NumPy?): its gradient is unknown; "
                 "where it truly is constant, add 0 * (x.sum() + u.sum())"
             )
-        if out.shape != x.shape:
-            raise ValueError(f"dynamics gave shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; expected the same")
-
         def pullback(costate: Tensor) -> tuple[Tensor, Tensor]:
             grads = torch.autograd.grad(out, leaves, costate, allow_unused=True)
             g_x, g_u = (torch.zeros_like(z) if g is None else g for g, z in zip(grads, leaves, strict=True))

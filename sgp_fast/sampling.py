@@ -28,17 +28,18 @@ from .planner import SGP, Precision
 class Sampler(ABC):
     """What both sampling planners have.
 
-    horizon     T, steps of the model
-    iterations  refits of the distribution
-    samples     S, candidates of one iteration
-    spread      standard deviation of the first draws, in the units of the controls: a number, or one for each control. None:
-                a quarter of the range between the bounds, which must be finite then
-    beta        weight of the distance to the data in a candidate's cost, `β · ½ σ² Σ_t ‖s̄(z̄_t)‖²` at the score's last
-                level: what plans are ranked by (`Plan.ranking`); 0 is the task cost alone
-    risk        κ of `mean + κ·standard deviation` of a candidate's cost over the members of an `Ensemble`, which it needs
-    precision   as in `SGP`
-
     A candidate whose cost is not finite has no weight. A problem all of whose candidates were so has `Status.DIVERGED`.
+
+    Args:
+        horizon: T, steps of the model.
+        iterations: Refits of the distribution.
+        samples: S, candidates of one iteration.
+        spread: Standard deviation of the first draws, in the units of the controls: a number, or one for each control. None:
+            a quarter of the range between the bounds, which must be finite then.
+        beta: Weight of the distance to the data in a candidate's cost, `β · ½ σ² Σ_t ‖s̄(z̄_t)‖²` at the score's last level:
+            what plans are ranked by (`Plan.ranking`); 0 is the task cost alone.
+        risk: κ of `mean + κ·standard deviation` of a candidate's cost over the members of an `Ensemble`, which it needs.
+        precision: As in `SGP`: "float64", "float32", or "tf32", "float16", "bfloat16" for the networks' products only.
     """
 
     horizon: int
@@ -114,11 +115,12 @@ class Sampler(ABC):
 class CEM(Sampler):
     """The cross-entropy method: draw, refit mean and standard deviation to the `elites` of least cost, and again.
 
-    elites    candidates that are refitted to, equally weighted; fewer where fewer are finite
-    momentum  share of the old mean and standard deviation that each refit keeps
-
     The plan is the last mean (Chua et al. 2018, arXiv 1805.12114). With one iteration and one elite this is random shooting
     (Nagabandi et al. 2018, arXiv 1708.02596), with normal draws.
+
+    Args:
+        elites: Candidates that are refitted to, equally weighted; fewer where fewer are finite.
+        momentum: Share of the old mean and standard deviation that each refit keeps.
     """
 
     _: KW_ONLY
@@ -154,12 +156,13 @@ class CEM(Sampler):
 class MPPI(Sampler):
     """Model predictive path integral control: the mean of candidates weighted by `exp(−(S_s − min S)/λ)`.
 
-    temperature        λ: how much more a candidate may cost and still count
-    perturbation_cost  adds `λ Σ_t mean_tᵀ Σ⁻¹ (u_t − mean_t)` to a candidate's cost, as the derivation has it
-
     Bounds clip the candidate, and `u_t − mean_t` is what is left of its noise. Williams et al. 2017, "Information theoretic
     MPC for model-based reinforcement learning", algorithm 2. The library pytorch_mppi updates alike under the same noise,
     but its running cost is that of the state after each control.
+
+    Args:
+        temperature: λ: how much more a candidate may cost and still count.
+        perturbation_cost: Add `λ Σ_t mean_tᵀ Σ⁻¹ (u_t − mean_t)` to a candidate's cost, as the derivation has it.
     """
 
     iterations: int = 1

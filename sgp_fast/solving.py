@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from . import schedule
-from ._sampled import refuse_ensemble, sample
+from ._sampled import refuse_ensemble, sample, score_words
 from .backends import choose
 from .backends.job import Iteration, Job, Tables
-from .inputs import Inputs, problem_rows, read_inputs, starting_controls
+from .inputs import Inputs, check_moves, problem_rows, read_inputs, starting_controls
 from .models import Network
 from .plan import Plan
 from .planner import SGP
@@ -80,6 +80,8 @@ def _solve(
         if callback is not None:
             raise ValueError(f"callback is given, but {type(planner).__name__} takes no gradient steps to look at")
         return sample(problem, planner, inputs, None, None, int(seed or 0), backend, time_limit_s, began)
+    if inputs.init is None:
+        check_moves(planner, ", or init: what its controls come to is then told")
     refuse_ensemble(problem)
     tables = _tables(problem, planner)
     chosen = choose(backend, problem, planner, inputs.x0.device, callback)
@@ -105,6 +107,7 @@ def _solve(
         "seconds": seconds,
         "beta": list(tables.beta),
         "sigma": list(tables.sigma),
+        "score": score_words(problem, any(tables.beta)),
         "step_size": list(tables.step_size),
     } | plans[0].stats  # what the backend has to say
     return Plan.concatenate(plans, stats) if len(plans) > 1 else replace(plans[0], stats=stats)

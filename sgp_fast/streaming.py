@@ -25,6 +25,7 @@ from ._optional import require
 from ._start_files import StartFile, open_starts
 from ._starts import has_rows, random_starts, solve_starts
 from ._version import __version__
+from .inputs import check_moves
 from .plan import Plan
 from .planner import SGP
 from .problem import Problem, device_of
@@ -74,6 +75,7 @@ def plan_file(
     """
     if not isinstance(planner, SGP):
         raise TypeError(f"planner is a {type(planner).__name__}; files of starts are planned with SGP")
+    check_moves(planner)
     starts, out = Path(starts), Path(out)
     if out.suffix not in FORMATS:
         raise ValueError(f"{out}: the suffix is {out.suffix!r}; expected plans as {' or '.join(FORMATS)}")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 import sgp_fast as sgp
 from sgp_fast import cli
 from sgp_fast.commands import DEFAULT, read_settings
+from sgp_fast.training import TrainConfig
 from tests.controllers import models
 
 ROOT = Path(__file__).parents[1]
@@ -53,12 +59,53 @@ def test_help_lists_every_command_and_needs_no_library() -> None:
     assert "data make" in group.stdout and "evaluate" not in group.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("demo", "doctor")])
-def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def told(page: str) -> dict[str, str]:
+    """What a page of help says of each argument and option, default aside."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in page.splitlines():
+        text = line.strip()
+        if re.match(r"  (--?[a-z]|[A-Z]+  |\{)", line):
+            name, _, text = text.partition("  ")
+            found[name] = text.strip()
+        elif line.startswith("   ") and text and name:  # the rest of what is said of it
+            found[name] = f"{found[name]} {text}".strip()
+    return {name: re.sub(r"\s*\((default: .*|required)\)$", "", text) for name, text in found.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "doctor"])
+def test_every_command_explains_itself(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each of its options, those of a planner or of a training run included."""
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as exit_:
         cli.main([*name.split(), "--help"])
     out = capsys.readouterr().out
-    assert exit_.value.code == 0 and f"sgp-fast {name}" in out and "--" in out
+    assert exit_.value.code == 0 and f"sgp-fast {name}" in out
+    options = told(out)
+    settings = {"train": TrainConfig, "plan": sgp.SGP, "evaluate": sgp.SGP}.get(name)
+    parameters = signature(getattr(import_module(f"sgp_fast.{cli.COMMANDS[name][1]}"), cli.COMMANDS[name][2])).parameters
+    assert len(options) == 1 + len(parameters) + (len(dataclasses.fields(settings)) - 1 if settings else 0)
+    assert [option for option, text in options.items() if not re.search(r"[a-z]{2} [a-z]", text)] == []
+
+
+@pytest.mark.parametrize("kind", [sgp.SGP, sgp.CEM, sgp.MPPI, TrainConfig])
+def test_the_docstring_of_settings_tells_each_of_them(
+    kind: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the form that the command line reads, whether or not a command takes them yet."""
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit), cli.tables(tyro):
+        tyro.cli(kind, args=["--help"])
+    options = told(capsys.readouterr().out)
+    assert len(options) == 1 + len([field for field in dataclasses.fields(kind) if field.init])
+    assert [option for option, text in options.items() if not re.search(r"[a-z]{2} [a-z]", text)] == []
+
+
+def test_doctor_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--help"]) == 0
+    assert "\n  --json  Print the report as JSON.\n" in capsys.readouterr().out
 
 
 def test_doctor_needs_no_optional_library() -> None:

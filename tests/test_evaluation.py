@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 import sgp_fast as sgp
 from sgp_fast._episodes import make_env
@@ -33,6 +35,15 @@ class Countdown(gymnasium.Env):
         self.t += 1
         over = self.t >= self.length
         return np.array([self.t, self.length]), float(self.t), over and self.length != 3, over and self.length == 3, {}
+
+
+class Longer(Countdown):
+    """Observes one number more; nobody is to begin an episode."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        raise AssertionError("an episode began")
 
 
 class Noting:
@@ -70,6 +81,24 @@ def test_each_episode_is_counted_to_its_end_and_no_further(batch: int) -> None:
         assert trajectory.predicted is None and trajectory.qpos is None
 
 
+class Slow(Noting):
+    """Longer at each step than a bar stands still."""
+
+    def act(self, obs: np.ndarray, active: np.ndarray) -> np.ndarray:
+        time.sleep(0.12)
+        return super().act(obs, active)
+
+
+@pytest.mark.parametrize("title", ["", "a title"])
+def test_a_bar_shows_the_step_while_no_episode_ends(title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a title it is gone at the end, so that what is printed next takes its place."""
+    sgp.evaluate(Slow(2), Countdown, episodes=2, seeds=[5, 5], progress=title or True)
+    shown = capsys.readouterr().err
+    still = [drawn for drawn in shown.split("\r") if " 0/2 " in drawn]
+    assert any("step 2" in drawn for drawn in still) and all(drawn.startswith(title) for drawn in still)
+    assert shown.endswith("\r") if title else "2/2" in shown.splitlines()[-1]
+
+
 def test_a_limit_on_the_steps() -> None:
     result = sgp.evaluate(Noting(3), Countdown, episodes=3, seeds=[6, 1, 3], steps=4)
     assert result.lengths.tolist() == [4, 2, 4]
@@ -103,6 +132,22 @@ def test_hopper_gives_the_returns_of_a_plain_loop() -> None:
     simulator.set_state(trajectory.qpos[7], trajectory.qvel[7])
     obs = env.step(trajectory.actions[7])[0]
     assert np.allclose(obs, trajectory.observations[8], atol=1e-3), "the recorded states are the simulator's"
+
+
+@pytest.mark.parametrize(
+    ("made", "env", "words"),
+    [
+        (problem(), "HalfCheetah-v5", "HalfCheetah-v5 has 17 observations and 6 act.* x0 has nx=17 .* dynamics have nx=11"),
+        (point_problem(), "Hopper-v5", "Hopper-v5 has 11 observations and 3 actions, .* the problem has nu=1 controls; exp"),
+        (point_problem(), Longer, "Longer has 3 observations and 1 actions, .* dynamics gave .* x0 has nx=3 features"),
+        (point_problem(goal=torch.zeros(2)), Longer, "Longer has 3 .* goal has shape .2,. and x0 has nx=3 features"),
+    ],
+)
+def test_an_environment_of_other_sizes_is_refused_before_any_episode(made: sgp.Problem, env: Any, words: str) -> None:
+    mpc = sgp.MPC(made, sgp.SGP(horizon=4, iterations=2), 2)
+    with pytest.raises(ValueError, match=words):
+        sgp.evaluate(mpc, env, episodes=2, steps=2)
+    assert mpc.plan is None
 
 
 def test_mpc_in_hopper_records_what_its_plans_foresaw() -> None:

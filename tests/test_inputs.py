@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 import sgp_fast as sgp
 from sgp_fast.inputs import counted_normal
+from sgp_fast.streaming import plan_file
 from tests import cases
 from tests.cases import F64, NU, NX, B, T, planner, relative
 
@@ -47,7 +49,14 @@ SCORED = {"score": cases.score().part}
         ({"nu": None}, {}, {}, ValueError, "number of controls is not known.*give Problem.nu"),
         ({"nu": 4, "dynamics": LEARNED}, {}, {}, ValueError, "disagree on the number of controls .*dynamics: 2.*nu: 4"),
         ({}, {}, {"goal": torch.zeros(2, NX)}, ValueError, r"goal has shape \(2, 3\); expected \[3\] or \[4, 3\]"),
-        ({"goal": torch.zeros(5)}, {}, {}, ValueError, r"goal has shape \(5,\); expected \[3\]"),
+        ({"goal": torch.zeros(5)}, {}, {}, ValueError, r"goal has shape \(5,\) and x0 has nx=3 .*expected a goal \[3\] or "),
+        ({}, {}, {"x0": torch.zeros(B, 4), "goal": torch.zeros(3)}, ValueError, "x0 has nx=4 feat.*or x0 of 3 features"),
+        ({"dynamics": LEARNED, "goal": torch.zeros(5)}, {}, {}, ValueError, r"goal has shape \(5,\); expected \[3\]"),
+        ({"cost": cases.two_arguments}, {}, {"goal": torch.zeros(3)}, ValueError,
+         r"goal is given, but no cost reads it; Problem.cost takes \(x, u\): make it \(x, u, goal, t, params\), or leave"),
+        ({"cost": cases.two_arguments, "terminal": cases.one_argument}, {}, {"params": torch.zeros(B)}, ValueError,
+         r"params is given, .* Problem.terminal takes \(x\): make it \(x, goal, params\), or leave params out"),
+        ({"cost": cases.cost("learned").part}, {}, {"goal": torch.zeros(3)}, ValueError, "or use a cost that does"),
         ({}, {}, {"goal": NAN[2]}, ValueError, "goal has a value that is not finite"),
         ({}, {}, {"params": torch.zeros(3)}, ValueError, "params.* has shape .3,.; expected .4, ….*row a problem"),
         ({}, {}, {"params": {"mass": 1.0}}, ValueError, r"params\['mass'\] has shape \(\); expected \[4, …\]"),
@@ -166,12 +175,31 @@ def test_random_numbers_are_standard_normal() -> None:
 
 def test_starts_follow_the_seed() -> None:
     case = cases.case("learned", "quadratic")
-    still = planner(step_size=0.0, start_spread=0.1)
 
-    def u(seed: int | None, **options: Any) -> torch.Tensor:
-        return sgp.solve(case.problem, planner(step_size=0.0, **options), case.x0, goal=case.goal, seed=seed).u
+    def u(seed: int | None, x0: torch.Tensor = case.x0, **options: Any) -> torch.Tensor:
+        shown = cases.Recorder()
+        goal = case.goal[0]  # pyright: ignore[reportOptionalSubscript]
+        sgp.solve(case.problem, planner(**options), x0, goal=goal, seed=seed, callback=shown)
+        return shown.seen[0].u
 
     assert torch.equal(u(None), u(0)) and torch.equal(u(3), u(3)) and not torch.equal(u(3), u(4))
     assert relative(u(3, start_spread=0.3), 3 * u(3)) < 1e-12
-    many = sgp.solve(case.problem, still, case.x0[:1].expand(500, -1), goal=case.goal[0])  # pyright: ignore[reportOptionalSubscript]
-    assert 0.095 < many.u.std() < 0.105
+    assert 0.095 < u(0, case.x0[:1].expand(500, -1), start_spread=0.1).std() < 0.105
+
+
+@pytest.mark.parametrize("still", [0, (0.0, 0.0), (0.0,) * 6])
+def test_steps_of_no_length_are_for_controls_that_are_given(still: Any, tmp_path: Path) -> None:
+    """Else what was drawn at random would come back as a plan, and nobody would be told."""
+    case = cases.case("learned", "quadratic")
+    settings = planner(step_size=still, iterations=6)
+    words = r"SGP.step_size is .*, so no control would move; give a step above 0, such as 0.1"
+    with pytest.raises(ValueError, match=words + ", or init: what its controls come to is then told"):
+        sgp.solve(case.problem, settings, case.x0, goal=case.goal)
+    with pytest.raises(ValueError, match=words + "$"):
+        sgp.MPC(case.problem, settings, B)
+    np.save(tmp_path / "x.npy", case.x0.numpy())
+    with pytest.raises(ValueError, match=words + "$"):
+        plan_file(case.problem, settings, tmp_path / "x.npy", tmp_path / "p.npz")
+    assert torch.equal(sgp.solve(case.problem, settings, case.x0, goal=case.goal, init=case.u).u, case.u)
+    some = planner(step_size=(0.1, 0.0), iterations=6)
+    assert not torch.equal(sgp.solve(case.problem, some, case.x0, goal=case.goal, init=case.u).u, case.u)

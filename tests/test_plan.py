@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import sgp_fast as sgp
 from sgp_fast import _files
 from sgp_fast.plan import Plan
+from sgp_fast.sampling import Planner
 from tests import cases
 from tests.cases import planner
 
@@ -87,6 +89,22 @@ def test_ranking_never_prefers_the_diverged() -> None:
 
 
 def test_a_plan_prints_in_a_line() -> None:
-    case = cases.case("learned", "learned")
+    case = cases.case("learned", "learned", score_=cases.score())
     text = repr(sgp.solve(case.problem, planner(iterations=1), case.x0))
     assert f"; {len(case.x0)} limit, 0 converged, 0 diverged; mean cost" in text and "\n" not in text
+    assert "no score" not in text
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+@pytest.mark.parametrize("settings", [planner(precision="float32"), sgp.MPPI(cases.T, 1, 8, spread=0.1)])
+def test_a_plan_tells_of_what_account_the_score_was(settings: Planner, backend: str) -> None:
+    """A problem without one is an ordinary use, and SGP's β is not 0 of itself: no error, but no secret either."""
+    def of(score: cases.Kind | None, beta: float) -> Plan:
+        case = cases.case("learned", "learned", score_=score)
+        return sgp.solve(case.problem, dataclasses.replace(settings, beta=beta), case.x0, backend=backend)
+
+    assert of(cases.score(), 0.3).stats["score"] == "weighted by beta"
+    assert of(cases.score(), 0.0).stats["score"] == "measured only: beta is 0"
+    without = of(None, 0.3 if isinstance(settings, sgp.SGP) else 0.0)
+    assert without.stats["score"] == "absent: beta has no effect" and set(without.stats["beta"]) == {0.0}
+    assert repr(without).endswith(f", no score; {without.stats['backend']})")

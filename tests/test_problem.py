@@ -11,6 +11,7 @@ from torch import nn
 import sgp_fast as sgp
 from sgp_fast.costs import CustomCost, CustomTerminal
 from sgp_fast.problem import AutogradDynamics
+from sgp_fast.sampling import Planner
 from tests import cases
 from tests.cases import F64, NU, NX, Backend, T, every_backend, module, normalizer, planner, relative
 from tests.cases import mlp as mlp_
@@ -56,6 +57,37 @@ def test_dynamics_cut_off_from_autograd_are_refused() -> None:
         AutogradDynamics(torch.no_grad()(lambda x, u: 2 * x)).vjp(torch.ones(2, NX), torch.ones(2, NU))
 
 
+def angles(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Of two states and one control."""
+    angle, speed = x.unbind(-1)
+    return torch.stack((angle + 0.1 * speed, speed + 0.1 * u.squeeze(-1)), -1)
+
+
+@pytest.mark.parametrize("settings", [planner(), sgp.MPPI(T, 1, 8, spread=0.1)], ids=["SGP", "MPPI"])
+@pytest.mark.parametrize(
+    ("dynamics", "nx", "nu", "words"),
+    [
+        (angles, 3, 1, r"dynamics failed on x .*too many values to unpack.*; x0 has nx=3 features and the problem nu=1 con"),
+        (lambda x, u: x @ torch.eye(2).to(x) + u, 4, 2, "cannot be multiplied.*; x0 has nx=4 features and .* nu=2 controls"),
+        (lambda x, u: x @ torch.eye(2).to(x) + u, 2, 3, "must match the size.*; x0 has nx=2 features and .* nu=3 controls"),
+        (lambda x, u: x[..., :2] + u, 3, 2, r"dynamics gave shape .* expected the same, since x0 has nx=3 features"),
+    ],
+)
+def test_dynamics_that_are_of_other_sizes_name_x0(dynamics: Any, nx: int, nu: int, words: str, settings: Planner) -> None:
+    problem = sgp.Problem(dynamics=dynamics, cost=cases.two_arguments, nu=nu)
+    with pytest.raises(ValueError, match=words):
+        sgp.solve(problem, settings, torch.zeros(2, nx))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, NotImplementedError, KeyError])
+def test_what_is_no_fault_of_the_sizes_is_not_called_one(error: type[Exception]) -> None:
+    def fails(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        raise error("another reason")
+
+    with pytest.raises(error, match="^'?another reason'?$"):
+        sgp.solve(sgp.Problem(dynamics=fails, cost=cases.two_arguments, nu=1), planner(), torch.zeros(2, NX))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -72,6 +104,7 @@ def test_dynamics_cut_off_from_autograd_are_refused() -> None:
         ({"terminal": sgp.QuadraticCost(torch.eye(2), torch.eye(2))}, TypeError, "Problem.terminal"),
         ({"cost": sgp.QuadraticTerminal(torch.eye(2))}, TypeError, "Problem.cost"),
         ({"cost": lambda x, u, goal: x.sum(-1)}, (TypeError, ValueError), "cost.*3"),
+        ({"cost": lambda x, goal: (x - goal).sum(-1)}, TypeError, r"takes \(x, goal\).*second is u; expected \(x, u, goal"),
     ],
 )
 def test_what_cannot_be_a_problem(options: dict, error: type, words: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sgp_fast.report.numbers import NONE, number
 from sgp_fast.report.svg import INK, MUTED, PANEL, PAPER, canvas, place, tick_numbers
 
+from ..gate import checked, comparable
 from ..records import Results
 from ..rows import PlanRow
 from . import style
@@ -28,11 +29,11 @@ def cost_against_time(results: Results, name: str) -> Section | None:
     key = "cost"
     rows = [row for row in style.ordered(results.of(PlanRow)) if row.samples and row.cost is not None and style.usual(row)]
     rows = [row for row in rows if row.precision == "float32"]
-    by_case = style.grouped((row for row in rows if style.comparable(row)), lambda row: row.case)
+    by_case = style.grouped((row for row in rows if comparable(row)), lambda row: row.case)
     cases = [case for case in style.PUBLISHED if case in by_case] or list(by_case)[:MOST_PANELS]
     if not cases:
         return None
-    left_out = list(dict.fromkeys(row.label for row in rows if not style.comparable(row)))
+    left_out = list(dict.fromkeys(row.label for row in rows if not comparable(row)))
     return Section(
         key,
         panels(key, name, {case: partial(_cost, case, by_case[case]) for case in cases}),
@@ -40,7 +41,7 @@ def cost_against_time(results: Results, name: str) -> Section | None:
             "case|rung|>ms a plan|>cost|>penalty|>problems",
             [
                 (row.case, row.label, style.cell(row.p50, 1e3 / row.problems), style.cell(row.cost), style.cell(row.penalty),
-                 str(style.checked(row)))
+                 str(checked(row)))
                 for case in cases for row in by_case[case]
             ],
         ),
@@ -134,7 +135,7 @@ def _change(row: PlanRow, rows: Sequence[PlanRow]) -> float | None:
     base = [
         other.cost for other in rows
         if other.precision == "float32" and other.cost is not None and not _broke(other)
-        and style.checked(other) == style.checked(row)
+        and checked(other) == checked(row)
     ]  # fmt: skip
     if row.cost is None or not base or not (middle := statistics.median(base)):
         return None

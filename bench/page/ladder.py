@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sgp_fast.report.numbers import NONE, number, ratio
 from sgp_fast.report.svg import LINE, MUTED, PANEL, PAPER, WIDE, canvas, end_labels, place, tick_numbers
 
+from ..gate import comparable
 from ..records import Results
 from ..rows import PlanRow
 from . import style
@@ -91,7 +92,7 @@ def waterfall(results: Results, name: str) -> Section | None:
             "case|rung|>median, ms|>against published|>error against float64|>cost",
             [
                 (row.case, row.label, style.cell(row.p50, 1e3), ratio(speedup(row, by_case[case])), style.cell(row.error),
-                 style.cell(row.cost))
+                 style.cell(row.cost if comparable(row) else None))
                 for case in cases for row in by_case[case]
             ],
         ),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sgp_fast.report.numbers import number
 from sgp_fast.report.svg import INK, LINE, MUTED, PAPER, color, tick_numbers
 
-from ..gate import CHECKED
 from ..rows import PlanRow
 
 if TYPE_CHECKING:
@@ -79,16 +78,6 @@ def ordered(rows: Iterable[PlanRow]) -> list[PlanRow]:
 def usual(row: PlanRow) -> bool:
     """Horizon and iterations as published."""
     return row.horizon == HORIZON and row.iterations == ITERATIONS
-
-
-def checked(row: PlanRow) -> int:
-    """Problems that the row's cost is the mean of (see `gate`); costs of different numbers do not compare."""
-    return min(CHECKED, row.timed)
-
-
-def comparable(row: PlanRow) -> bool:
-    """Whether the row's cost is of as many problems as those of rungs that plan the whole batch."""
-    return checked(row) == min(CHECKED, row.problems)
 
 
 def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from sgp_fast.evaluation import Controller
 from ..records import Writer, header
 from ..rows import ReturnRow
 from .arena import DEFAULT_TASKS, WARM, Arena, Settings
-from .contenders import Contender, contenders
+from .contenders import Contender, contenders, told
 from .returns import table, verdict
 
 COMMAND = "bench quality"
@@ -45,14 +46,16 @@ def quality(
     done: Collection[Key] = (),
     minutes: float = math.inf,
     say: Callable[[str], None] = print,
+    progress: bool = False,
 ) -> Iterator[ReturnRow]:
     """A row for each controller of each task, as soon as it is there, but for those in `done` (their `key_of`).
 
     minutes   no row is begun that is not likely to be finished by then; it is left out, and said to be
+    progress  show bars of training, and within a row
 
     Models that are not there are trained first, all of them, which does not count against the minutes.
     """
-    arenas = {task: Arena(settings, task, say) for task in settings.tasks}
+    arenas = {task: Arena(settings, task, say, progress) for task in settings.tasks}
     pending = [(row, contender) for row, contender in entries(settings) if key_of(row) not in done]
     for task in dict.fromkeys(row.task for row, _ in pending if row.reason is None):
         arenas[task].train()
@@ -84,16 +87,19 @@ def play(arena: Arena, contender: Contender, row: ReturnRow, deadline: float) ->
         return None
     settings, observations = arena.settings, arena.observations
     problem, batch = arena.problem(contender.device), settings.episodes
+    title = f"{arena.task}: {told(contender)}" if arena.progress else ""
     try:
-        price = _median_act(contender.make(problem, 1, settings.seed), observations) if contender.plans else None
+        price = _median_act(contender.make(problem, 1, settings.seed), observations, title) if contender.plans else None
         controller = contender.make(problem, batch, settings.seed)
-        step = _median_act(controller, observations[: WARM + 1])
+        step = _median_act(controller, observations[: WARM + 1], title)
     except (ImportError, ValueError, RuntimeError) as error:  # a backend that does not cover these models, or has no memory
         return replace(row, reason=" ".join(str(error).split()) or type(error).__name__)
     if time.monotonic() + step * settings.steps > deadline:
         arena.say(f"{arena.task}: {contender.name} is left out, it may take {step * settings.steps:.0f} s")
         return None
-    found = sgp.evaluate(controller, arena.env_id, episodes=batch, steps=settings.steps, seeds=settings.seeds)
+    found = sgp.evaluate(
+        controller, arena.env_id, episodes=batch, steps=settings.steps, seeds=settings.seeds, progress=title
+    )
     return replace(
         row,
         returns=tuple(found.returns.tolist()),
@@ -148,11 +154,11 @@ def quality_command(
     writer = _writer(out, settings, resume)
     rows = [row for row in writer.done if isinstance(row, ReturnRow) and row.task in settings.tasks]
     done = {key_of(row) for row in rows}
-    for row in quality(settings, done, math.inf if minutes is None else minutes):
+    for row in quality(settings, done, math.inf if minutes is None else minutes, progress=True):
         writer.add(row)
         rows.append(row)
-        told = f"return {np.mean(row.returns):.0f}" if row.returns else row.reason
-        print(f"{row.task}: {row.planner}, {row.setting}, {row.backend} {row.precision}: {told}", flush=True)
+        earned = f"return {np.mean(row.returns):.0f}" if row.returns else row.reason
+        print(f"{row.task}: {told(row)}: {earned}", flush=True)
     print("", table(rows), "", *verdict(rows), sep="\n")
     if left := len({key_of(row) for row, _ in expected} - {key_of(row) for row in rows}):
         print(f"\n{left} rows are left for another time: the same command goes on with them.")
@@ -187,16 +193,25 @@ def _blank(settings: Settings, task: str, contender: Contender) -> ReturnRow:
     )  # fmt: skip
 
 
-def _median_act(controller: Controller, observations: np.ndarray) -> float:
-    """Median seconds of a step of all its environments, each of which sees the same; the first calls are not counted."""
+def _median_act(controller: Controller, observations: np.ndarray, title: str = "") -> float:
+    """Median seconds of a step of all its environments, each of which sees the same; the first calls are not counted.
+
+    `title`: of a bar, which is drawn outside of what is timed, once a second at most; none without.
+    """
     active = np.ones(controller.batch_size, bool)
     seconds = []
-    for obs in observations:
+    bar = partial(_bar, f"{title}, timed") if title else iter
+    for obs in bar(observations):
         rows = np.tile(obs, (controller.batch_size, 1))
         began = time.perf_counter()
         controller.act(rows, active)
         seconds.append(time.perf_counter() - began)
     return float(np.median(seconds[WARM:]))
+
+
+def _bar(title: str, of: np.ndarray) -> Any:
+    tqdm = require("tqdm.auto", extra="train").tqdm
+    return tqdm(of, desc=title, unit="action", leave=False, mininterval=1.0, dynamic_ncols=True)
 
 
 def _run(text: str) -> tuple[str, Path]:

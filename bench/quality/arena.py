@@ -109,6 +109,7 @@ class Arena:
     settings: Settings
     task: str
     say: Callable[[str], None] = print
+    progress: bool = False
     _problems: dict[str, Problem] = field(default_factory=dict, repr=False)
 
     @property
@@ -129,7 +130,7 @@ class Arena:
         data = sgp.load_dataset(self.task, transitions=demo.transitions, seed=demo.seed)
         if not (self.run / MODELS_FILE).is_file():
             self.say(f"{self.task}: training dynamics, score and cost, kept in {self.run}")
-        sgp.train(data, demo.train, self.run, progress=False)
+        sgp.train(data, demo.train, self.run, progress=self.progress)
 
     def problem(self, device: str) -> Problem:
         if device not in self._problems:

@@ -26,6 +26,8 @@ from sgp_fast.policies import BehaviorPolicy
 from sgp_fast.problem import Problem
 from sgp_fast.sampling import CEM, MPPI, Planner
 
+from ..rows import ReturnRow
+
 Make = Callable[[Problem, int, int], Controller]
 """A controller from a problem, the number of environments, and a seed."""
 
@@ -75,7 +77,13 @@ class Contender:
 
     @property
     def name(self) -> str:
-        return f"{self.group}: {self.planner}, {self.setting}, {self.backend} {self.precision}"
+        return f"{self.group}: {told(self)}"
+
+
+def told(who: Contender | ReturnRow) -> str:
+    """Planner, setting and how it is computed, which is no matter of a policy that plans nothing."""
+    how = "" if who.backend == "none" else f", {who.backend} {who.precision}"
+    return f"{who.planner}, {who.setting}{how}"
 
 
 def contenders(task: str, planner: SGP, budgets: Budgets, device: str) -> Iterator[Contender]:

@@ -256,7 +256,7 @@ def take(value: Any, rows: Tensor) -> Any:
 def _step(dynamics: Any, x: Tensor, u: Tensor) -> Tensor:
     if isinstance(dynamics, Dynamics):
         return dynamics(x, u)
-    out = dynamics.module(x, u) if isinstance(dynamics, AutogradDynamics) else dynamics.vjp(x, u)[0]
+    out = dynamics(x, u) if isinstance(dynamics, AutogradDynamics) else dynamics.vjp(x, u)[0]
     if out.shape != x.shape:
         raise ValueError(f"dynamics gave shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; expected the same")
     return out.to(x.dtype)

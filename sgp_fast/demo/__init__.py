@@ -83,7 +83,7 @@ def table(results: Results, report: Path, seconds: float) -> str:
             )
     for row in results.throughput.rows if results.throughput else ():
         speed = row.note if row.plans_per_second is None else f"{row.plans_per_second:,.1f} plans/s"
-        lines.append(f"  {f'{row.label}, {row.problems} at once':<42}{speed:>18}")
+        lines.append(f"  {f'{row.label}, {row.problems} problem' + 's' * (row.problems > 1):<48}{speed:>18}")
     lines.append(f"\n{seconds:.0f} s in all. The report: {report}")
     return "\n".join(lines)
 

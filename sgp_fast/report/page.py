@@ -17,8 +17,12 @@ from .results import METHODS, MethodResult, Results, TaskResults, Telemetry, Thr
 from .svg import NARROW, PALETTE, WIDE
 from .verdict import RULE, task_verdict, verdict
 
-OUTCOMES = {"holds": "The claim holds", "fails": "The claim does not hold", "inconclusive": "Inconclusive"}
-EVERYWHERE = {"holds": " everywhere", "fails": " everywhere", "inconclusive": ""}
+OUTCOMES = {
+    "holds": "This run supports the claim",
+    "fails": "This run speaks against the claim",
+    "inconclusive": "Inconclusive",
+}
+OF_SEVERAL = {"holds": " on every data set", "fails": " on some data sets", "inconclusive": ""}
 UNSAID = "this run did not make it"
 TOO_MANY = "this run has more pictures than fit on one page"
 
@@ -30,7 +34,7 @@ def context(results: Results) -> dict[str, Any]:
     return {
         "title": _title(results.tasks),
         "outcome": overall.outcome,
-        "outcome_name": OUTCOMES[overall.outcome] + (EVERYWHERE[overall.outcome] if len(results.tasks) > 1 else ""),
+        "outcome_name": OUTCOMES[overall.outcome] + (OF_SEVERAL[overall.outcome] if len(results.tasks) > 1 else ""),
         "verdict": overall.sentence,
         "rule": RULE,
         "facts": _facts(results),
@@ -70,8 +74,8 @@ def _facts(results: Results) -> list[dict[str, str]]:
         ]
         if ours:
             times, row = max(ours, key=lambda pair: pair[0])
-            where = "one problem" if row.problems == 1 else f"{row.problems:,} problems together"
-            facts.append({"key": "ink", "value": ratio(times), "text": f"the published loop’s plans per second, {where}"})
+            ours_at = "" if row.problems == 1 else f"; it plans one at a time, ours {row.problems:,} together"
+            facts.append({"key": "ink", "value": ratio(times), "text": f"the published loop’s plans per second{ours_at}"})
     return facts
 
 
@@ -291,6 +295,8 @@ def _date(text: str) -> str:
 
 
 def _setting(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -222,7 +222,7 @@ class ThroughputRow:
     key         one of ROWS; "published" is what the others are compared with
     problems    planned together
     *_seconds   quantiles of the time for all of them
-    final_cost  mean task cost that the plans reached, at equal starts
+    final_cost  mean task cost that the plans reached, over the same starts in all rows of as many problems
     """
 
     key: str

@@ -67,7 +67,7 @@ def returns(task: TaskResults, name: str, width: int) -> str:
 
 
 def throughput(speeds: Throughput, ratios: Sequence[float | None], name: str, width: int) -> str:
-    """Plans per second on a logarithmic axis, grouped by how many problems are planned together."""
+    """Plans per second on a logarithmic axis, grouped by the number of problems."""
     narrow = width < WIDE
     counts = sorted({row.problems for row in speeds.rows})
     lines: list[tuple[int | None, ThroughputRow | None, float | None]] = []
@@ -91,7 +91,7 @@ def throughput(speeds: Throughput, ratios: Sequence[float | None], name: str, wi
                               color=ink, va="center", **style)  # fmt: skip
 
             if row is None:
-                text = "1 problem at a time" if count == 1 else f"{count:,} problems together"
+                text = "1 problem" if count == 1 else f"{count:,} problems"
                 note(text, 0, -left, INK, y=-i - 0.12, fontweight="bold")
                 continue
             ink = color("sgp") if row.key in ("eager", "compiled", "bf16") else color("behavior")

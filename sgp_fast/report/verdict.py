@@ -1,7 +1,7 @@
 """What a run shows, in one sentence, by a rule that a reader can check against the table.
 
-The claim of score-guided planning has two halves: with the score the planner beats or holds its data, without it the
-model is exploited and the return falls. Each half is true, false, or not decided by the intervals at hand.
+The claim of score-guided planning has two halves: with the score the planner does at least about as well as the policy of
+its data, without it the return falls. A run of one training seed supports a half, speaks against it, or leaves it open.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from .results import MethodResult, Results, TaskResults
 Outcome = Literal["holds", "fails", "inconclusive"]
 
 MARGIN = 0.10
-"""How much of the data's mean return a planner may lose and still hold it: the usual non-inferiority margin."""
+"""How much of the data's mean return a planner may lose and still keep up: the usual non-inferiority margin."""
 
 RULE = (
-    "“Beats” means that the 95% interval of the mean lies wholly above the behaviour policy’s; “falls below”, wholly "
-    f"below it; “holds”, that the whole interval is above the behaviour’s mean less {MARGIN:.0%}. Without the score, "
-    "“falls” means that the interval lies wholly below both the behaviour’s and the one with the score. The claim holds "
-    "when both halves do, does not hold when either is contradicted, and anything else is inconclusive."
+    "The claim is that with the score a planner earns more than the policy of its data, or keeps up with it, and that "
+    "without the score the return falls. “More” means that the 95% interval of the mean return lies wholly above the "
+    "behaviour policy’s; “less”, wholly below it; “keeps up”, that the whole interval is above the behaviour’s mean less "
+    f"{MARGIN:.0%}. “Falls” means that the interval lies wholly below both the behaviour’s and the one with the score. The "
+    "run supports the claim where both halves are so, speaks against it where either is contradicted, and anything else is "
+    "inconclusive. The intervals are over the episodes of models that were trained once: another seed of training, other "
+    "data or other settings may turn out otherwise."
 )
 
 
@@ -45,11 +48,11 @@ def verdict(results: Results) -> Verdict:
         for outcome in ("holds", "fails", "inconclusive")
     }
     parts = [
-        f"On {len(names['holds'])} of {len(verdicts)} data sets the planner with the score beats or holds its data, "
-        "and the return falls without it"
+        f"On {len(names['holds'])} of {len(verdicts)} data sets the planner with the score earns more than the policy of "
+        "its data, or keeps up with it, and the return falls without it"
     ]
     if names["fails"]:
-        parts.append(f"this does not hold on {_list(names['fails'])}")
+        parts.append(f"it is otherwise on {_list(names['fails'])}")
     if names["inconclusive"]:
         parts.append(f"{_list(names['inconclusive'])} {_are(names['inconclusive'])} inconclusive")
     outcome: Outcome = "fails" if names["fails"] else "inconclusive" if names["inconclusive"] else "holds"
@@ -72,7 +75,7 @@ def task_verdict(task: TaskResults) -> Verdict:
         outcome = "inconclusive"
     opening = {
         "holds": "With the score the planner ",
-        "fails": "The claim does not hold here: with the score the planner ",
+        "fails": "Against the claim: with the score the planner ",
         "inconclusive": "This run is inconclusive: with the score the planner ",
     }[outcome]
     return Verdict(outcome, f"{opening}{with_score}; {without}.")
@@ -80,12 +83,12 @@ def task_verdict(task: TaskResults) -> Verdict:
 
 def _with_score(data: MethodResult, guided: MethodResult, values: str) -> tuple[Outcome, str]:
     if guided.interval[0] > data.interval[1]:
-        return "holds", f"beats its data, {values}"
+        return "holds", f"earns more than the policy of its data, {values}"
     if guided.interval[1] < data.interval[0]:
-        return "fails", f"falls below its data, {values}"
+        return "fails", f"earns less than the policy of its data, {values}"
     if guided.interval[0] >= _floor(data):
-        return "holds", f"holds its data, {values}"
-    return "inconclusive", f"may hold its data or fall below it, {values}, as the intervals are too wide to tell"
+        return "holds", f"keeps up with the policy of its data, {values}"
+    return "inconclusive", f"may keep up with the policy of its data or not, {values}: the intervals are too wide to tell"
 
 
 def _without_score(
@@ -95,7 +98,7 @@ def _without_score(
         return "inconclusive", "planning without the score was not evaluated"
     below_guided, below_data = free.interval[1] < guided.interval[0], free.interval[1] < data.interval[0]
     if below_guided and below_data:
-        return "holds", f"without it the model is exploited and the return falls to {value}"
+        return "holds", f"without it the return falls to {value}"
     if free.interval[0] > guided.interval[1]:
         return "fails", f"without it the return is higher, {value}"
     if free.interval[0] >= _floor(data):

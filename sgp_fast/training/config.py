@@ -20,29 +20,52 @@ class TrainConfig:
 
     The learning rate falls from `learning_rate` to `final_learning_rate` by half a cosine, step by step. What is validated
     and returned is the exponential moving average of the weights. Losses: see `sgp_fast.training.losses`.
+
+    Args:
+        width: Units of each hidden layer.
+        hidden_layers: How many; the first is plain, the others have layer norm (and noise conditioning, in the score).
+        steps: Gradient steps of each network.
+        batch_size: Transitions (or windows of `rollout_horizon` transitions) a step.
+        learning_rate: Of AdamW, at the first step.
+        final_learning_rate: Of AdamW, at the last step.
+        weight_decay: Of AdamW, decoupled from the gradient.
+        clip_gradient: Largest norm of a network's gradient; None: no limit.
+        ema_decay: Of the moving average of the weights, per step; 0 returns the weights themselves.
+        sigma_max: Largest noise level of the score, in units of each feature's spread.
+        sigma_min: Smallest noise level; those between are geometric.
+        levels: How many noise levels.
+        score_output: What the score's network gives: the score, or the noise, which is the score times its noise level.
+        rollout_horizon: Model steps that the dynamics loss simulates; 1 is one-step prediction.
+        discount: Weight of each further simulated step against the one before.
+        validation_fraction: Share of the episodes that is kept for validation; 0: none, and no early stopping.
+        evaluate_every: Steps between two evaluations.
+        patience: Stop a network after this many evaluations without a better one; None: never.
+        seed: Of the split, the first weights, the batches and the noise.
+        precision: Of the products in training; weights stay in float32.
+        checkpoint_seconds: A killed run loses at most this much work; it has no influence on the result.
     """
 
-    width: int = 256  # units of each hidden layer
-    hidden_layers: int = 4  # the first plain, the others with layer norm (and noise conditioning, in the score)
-    steps: int = 6_000  # gradient steps of each network
-    batch_size: int = 512  # transitions (or windows of rollout_horizon transitions) a step
-    learning_rate: float = 1e-3  # of AdamW, at the first step
-    final_learning_rate: float = 1e-5  # at the last step
-    weight_decay: float = 0.0  # of AdamW, decoupled from the gradient
-    clip_gradient: float | None = 1.0  # largest norm of a network's gradient; None: no limit
-    ema_decay: float = 0.999  # of the moving average of the weights, per step; 0 returns the weights themselves
-    sigma_max: float = 10**-0.5  # largest noise level of the score, in units of each feature's spread
-    sigma_min: float = 10**-3.0  # smallest; the levels between are geometric
-    levels: int = 10  # how many noise levels
-    score_output: Literal["score", "noise"] = "noise"  # the network gives the score, or the score times its noise level
-    rollout_horizon: int = 1  # model steps that the dynamics loss simulates; 1 is one-step prediction
-    discount: float = 1.0  # weight of each further simulated step against the one before
-    validation_fraction: float = 0.05  # share of the episodes that is kept for validation; 0: none, and no early stopping
-    evaluate_every: int = 250  # steps between two evaluations
-    patience: int | None = 10  # stop a network after this many evaluations without a better one; None: never
-    seed: int = 0  # of the split, the first weights, the batches and the noise
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of the products in training; weights stay in float32
-    checkpoint_seconds: float = 20.0  # a killed run loses at most this much work; it has no influence on the result
+    width: int = 256
+    hidden_layers: int = 4
+    steps: int = 6_000
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    weight_decay: float = 0.0
+    clip_gradient: float | None = 1.0
+    ema_decay: float = 0.999
+    sigma_max: float = 10**-0.5
+    sigma_min: float = 10**-3.0
+    levels: int = 10
+    score_output: Literal["score", "noise"] = "noise"
+    rollout_horizon: int = 1
+    discount: float = 1.0
+    validation_fraction: float = 0.05
+    evaluate_every: int = 250
+    patience: int | None = 10
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    checkpoint_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         for name in ("width", "hidden_layers", "steps", "batch_size", "levels", "rollout_horizon", "evaluate_every"):

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 import sgp_fast as sgp
@@ -298,9 +300,16 @@ def test_an_iteration_is_compiled_once_and_each_runner_keeps_its_own(counted: An
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "precision"), [("compile", "float32"), ("compile max-autotune", "bfloat16")])
-def test_compiled_code_finds_the_plan(mode: str, precision: Precision) -> None:
+def test_compiled_code_finds_the_plan(
+    mode: str, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In silence: what autotuning timed is nothing for the screen, and is printed as ever where others compile."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what was tuned before would not be tuned again
+    before = torch._inductor.config.save_config_portable()
     case = small(2, horizon=2, iterations=3, precision=precision)
     assert error(RUNGS[mode].make(case)(), reference(case)) < (1e-4 if precision == "float32" else 0.3)
+    assert "AUTOTUNE" not in capfd.readouterr().err.upper()
+    assert torch._inductor.config.save_config_portable() == before
 
 
 def quadratic(case: Case) -> Case:

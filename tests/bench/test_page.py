@@ -221,6 +221,11 @@ def test_costs_of_one_problem_are_not_held_against_those_of_many(full: Results) 
     shown = {(line[0], line[1]) for line in section.table.rows}
     assert ("1 × 4×256", "published (label)") in shown and ("64 × 4×256", "published (label)") not in shown
     assert any(note.startswith("published (label) plans one problem") for note in section.notes)
+    climb = ladder.waterfall(full, "x")
+    assert climb is not None
+    costs = {(line[0], line[1]): line[-1] for line in climb.table.rows}
+    assert costs["64 × 4×256", "published (label)"] == "–" != costs["64 × 4×256", "sgp_fast auto"]
+    assert costs["1 × 4×256", "published (label)"] == costs["1 × 4×256", "sgp_fast auto"] != "–"
 
 
 def test_a_rung_that_broke_its_limit_has_its_error_and_no_time() -> None:

@@ -89,7 +89,10 @@ def test_a_task_from_end_to_end_and_what_is_left_of_it_later(
     exact = np.array(by_way["eager", "float64"])
     for (_, precision), returns in by_way.items():  # a few steps, over which rounding has not grown
         assert np.allclose(returns, exact, rtol=1e-3 if precision == "float32" else 0.1)
-    printed = capsys.readouterr().out
+    printed, drawn = capsys.readouterr()
+    assert "hopper-medium: behaviour policy, medium: return" in printed and "none float32" not in printed
+    for title in ("behaviour policy, medium: ", "SGP, 15 iterations, eager float32: ", "eager float32, timed: "):
+        assert title in drawn, "a row may take minutes, and shows how far it is"
     assert "no difference seen" in printed or "the same in every episode" in printed
     assert "rows are left" not in printed and all(row.setting in printed for row in rows)
 
@@ -127,9 +130,9 @@ def test_no_time(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(arena, "CALLS", 1)
     settings, said = tiny(tmp_path / "none", runs={TASK: run}), []
     assert all(row.reason for row in quality.quality(settings, minutes=0, say=said.append)) and not said
-    monkeypatch.setattr(quality, "_median_act", lambda controller, observations: 1e6)
+    monkeypatch.setattr(quality, "_median_act", lambda *_: 1e6)
     assert all(row.reason for row in quality.quality(settings, minutes=1e3, say=said.append))
-    assert said[0] == "hopper-medium: data: behaviour policy, medium, none float32 is left out, it may take 4000000 s"
+    assert said[0] == "hopper-medium: data: behaviour policy, medium is left out, it may take 4000000 s"
 
 
 def test_training_does_not_count_against_the_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

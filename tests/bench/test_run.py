@@ -15,6 +15,8 @@ from sgp_fast.bench.rows import CeilingRow, PlanRow
 from sgp_fast.bench.run import Run, Settings
 from sgp_fast.bench.sweep import Spec
 
+from . import synthetic
+
 CPU = torch.device("cpu")
 RUNGS = ("eager", "jax")
 
@@ -58,6 +60,16 @@ def test_what_does_not_fit_is_left_out_and_measured_later(tmp_path: Path, case: 
     assert not second.dropped
     rows = records.read(path).of(PlanRow)
     assert [(row.rung, row.p50) for row in rows] == [("eager", 0.1), ("jax", 0.1)]
+
+
+def test_costs_of_columns_that_do_not_compare_are_told_so() -> None:
+    """Other numbers of problems are other problems, whose costs differ."""
+    def text(*problems: int) -> str:
+        rows = [row for count in problems for row in synthetic.plans(256, count, "float32") if isinstance(row, PlanRow)]
+        return tables.text(rows)
+
+    note = "a mean over a case's first 16 problems at most: of other problems in another column"
+    assert "cost of auto" in text(64) and note not in text(64) and note in text(1, 64)
 
 
 def test_a_case_that_was_left_out_whole_is_a_line_and_no_column(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001

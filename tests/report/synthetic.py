@@ -32,6 +32,10 @@ LABELS = {
 # Mean and spread of the returns of each method, and the steps that it lasts.
 HOLDING = {"behavior": (774, 60, 300), "sgp": (884, 9, 300), "no_score": (38, 2, 41), "cem": (512, 160, 230)}
 
+SETTINGS = {
+    "horizon": 8, "iterations": 15, "step_size": 0.1, "beta": [1.0, 0.5], "clip_gradient": None, "keep_moments": False,
+}  # fmt: skip
+
 
 def picture(seed: int, width: int = 64, height: int = 48) -> bytes:
     """A small PNG file that compresses badly, as renderings do."""
@@ -56,7 +60,7 @@ def method(key: str, mean: float, spread: float, steps: int, episodes: int = 10,
         interval=(float(returns.mean() - half), float(returns.mean() + half)),
         normalized=100 * (mean + 20) / 3254,
         milliseconds=None if key == "behavior" else 12.4,
-        settings={} if key == "behavior" else {"horizon": 8, "iterations": 15, "step_size": 0.1, "beta": [1.0, 0.5]},
+        settings={} if key == "behavior" else SETTINGS,
     )
 
 
