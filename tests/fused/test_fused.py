@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 import sgp_fast as sgp
 from sgp_fast.backends import choose
-from sgp_fast.backends.fused import Fused, graph_stats, work
+from sgp_fast.backends.fused import Fused, graph_stats, layered, work
 from sgp_fast.backends.fused import backend as fused
 from sgp_fast.backends.fused.device import EagerDevice
 from sgp_fast.backends.fused.graphs import GraphCache
 from sgp_fast.backends.fused.layered import Layered
 from sgp_fast.backends.fused.tile import TilePlan
 from sgp_fast.backends.fused.work import Make, PlanWork
+from sgp_fast.backends.products import products_of
 from sgp_fast.kernels import reference
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, mlp
 from sgp_fast.kernels.packing import round_to_tf32_
@@ -687,6 +688,32 @@ def test_operands_of_tf32_products_are_rounded_and_nothing_else_is(
     for name in told:
         assert relative(got[name], want[name]) < 1e-6, name
         assert relative(got[name], exact[name]) > 1e-5, name
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="it looks at what is multiplied, which a capture forbids")
+def test_the_librarys_products_of_costs_stay_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quadratic cost and one that is called, where the networks' products are tf32; as on a GPU."""
+    seen: dict[str, set[bool]] = {"network": set(), "quadratic": set(), "called": set()}
+    multiply, asked = torch.mm, torch.backends.cuda.matmul
+
+    def seeing(a: Tensor, b: Tensor, **out: Any) -> Tensor:
+        seen["quadratic" if b.shape == b.T.shape and torch.allclose(b, b.T) else "network"].add(bool(asked.allow_tf32))
+        return multiply(a, b, **out)
+
+    def called(x: Tensor) -> Tensor:
+        seen["called"].add(bool(asked.allow_tf32))
+        table = torch.zeros(8, device=x.device)  # an index that depends on the state cannot be traced
+        return x.square().sum(-1) + table[x[..., 0].nan_to_num().clamp(0, 6).long()]
+
+    for module in (work, layered):
+        monkeypatch.setattr(module, "products_of", lambda precision, _: products_of(precision, torch.device("cuda")))
+    monkeypatch.setattr(torch, "mm", seeing)
+    made = small(batch=2, horizon=2)
+    case = replace(made, problem=replace(made.problem, terminal=called))
+    before = asked.allow_tf32
+    plan(case, "fused:layered", "tf32", iterations=1)
+    assert seen["network"] == {True} and seen["quadratic"] == seen["called"] == {False}
+    assert asked.allow_tf32 == before
 
 
 @pytest.mark.gpu
