@@ -3,7 +3,7 @@
 Installed as `sgp_fast.kernels`. Nothing here imports the rest of `sgp_fast`, and `reference`, `network`, `packing` and
 `tiling` import no triton, so they run anywhere that PyTorch does.
 
-    packed = PackedNetwork.of(spec, weights, torch.bfloat16)
+    packed = PackedNetwork.of(spec, weights, torch.bfloat16)    or torch.float32, "tf32"
     out = network_forward(packed, z)                        one launch
     grad_z = network_vjp(packed, z, grad)                   one launch, the forward pass included
 """

@@ -13,6 +13,7 @@ Widths are padded to powers of two, of 16 at least, with zero weights: padded co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -267,8 +268,9 @@ def round_to_tf32_(values: Tensor) -> Tensor:
     """Float32 numbers as a tf32 product reads them, 10 bits of fraction, rounded in place to the nearest.
 
     The hardware would cut the other 13 bits off, and every product would come out a little too small. Ties are rounded
-    away from zero, as `layers.nearest_tf32` does. The weights of a network are finite.
+    away from zero, as `layers.nearest_tf32` does. A NaN stays one. Allocates nothing.
     """
+    values.nan_to_num_(math.nan, math.inf, -math.inf)  # one NaN for all of them: the bits of a GPU's would run over to −0
     values.view(torch.int32).add_(0x1000).bitwise_and_(-0x2000)
     return values
 

@@ -18,18 +18,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sgp_fast as sgp
 from sgp_fast.backends import choose
-from sgp_fast.backends.fused import Fused, graph_stats, work
+from sgp_fast.backends.fused import Fused, graph_stats, layered, work
 from sgp_fast.backends.fused import backend as fused
 from sgp_fast.backends.fused.device import EagerDevice
 from sgp_fast.backends.fused.graphs import GraphCache
 from sgp_fast.backends.fused.layered import Layered
 from sgp_fast.backends.fused.tile import TilePlan
 from sgp_fast.backends.fused.work import Make, PlanWork
+from sgp_fast.backends.products import products_of
+from sgp_fast.kernels import reference
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, mlp
+from sgp_fast.kernels.packing import round_to_tf32_
 from sgp_fast.kernels.tiling import Tile
 from tests import cases
 from tests.cases import NU, NX, Case, planner, relative
@@ -616,6 +619,101 @@ def test_tile_plans_in_tf32_within_its_rounding() -> None:
     ours = check(case, "fused:tile", "tf32", iterations=1, step_size=0.0)
     exact = plan(case, "fused:tile", "float32", iterations=1, step_size=0.0)
     assert relative(ours.x, exact.x) > 1e-6
+
+
+def selecting(spec: NetworkSpec, seed: int) -> sgp.Network:
+    """Every output of a layer is a multiple of an input of its own, so that what a product rounds is its operands alone.
+
+    Layers are no wider than the one before.
+    """
+    made = cases.module(spec, seed)
+    for name, w in made.weights.items():
+        if w.ndim == 2 and name != "embedding":
+            w.copy_(torch.eye(*w.shape, dtype=w.dtype) * (1 + 0.1 * w.abs()))
+    return made
+
+
+def rounded_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the plain networks multiply what tf32 products on a GPU are to multiply."""
+
+    def rounded(t: Tensor) -> Tensor:
+        return round_to_tf32_(t.clone())
+
+    def linear(weights: reference.Weights, name: str, x: Tensor) -> Tensor:
+        return rounded(x) @ rounded(weights[f"{name}.weight"]).T + weights[f"{name}.bias"]
+
+    monkeypatch.setattr(reference, "_linear", linear)
+    monkeypatch.setattr(reference, "_product_vjp", lambda g, w: rounded(g) @ rounded(w))
+
+
+def by_twos(features: int) -> sgp.Normalizer:
+    """A normaliser that divides by two, exactly."""
+    return sgp.Normalizer(cases.normalizer(features).b, torch.full((features,), 2.0, dtype=cases.F64))
+
+
+@pytest.mark.parametrize(
+    ("backend", "cost"), [("fused:tile", "learned"), ("fused:tile", "quadratic"), ("fused:grid", "learned")]
+)
+def test_operands_of_tf32_products_are_rounded_and_nothing_else_is(
+    backend: str, cost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All networks, forward and backward, where only that rounds: it is the plain plan to the last bits of float32.
+
+    Gradients of quadratic costs have sums in them that round, too.
+    """
+    made = small(cost, cost, batch=3, horizon=3)
+    nets = {
+        "dynamics": NetworkSpec(NZ, (Layer(NZ, "relu"), Layer(NZ), Layer(NX))),
+        "cost": NetworkSpec(NZ, (Layer(NZ), Layer(1))),
+        "terminal": NetworkSpec(NX, (Layer(NX), Layer(1))),
+        "score": NetworkSpec(NZ, (Layer(NZ, condition="multiply"), Layer(NZ)), levels=len(cases.SIGMAS)),
+    }
+    nets = {name: selecting(spec, seed) for seed, (name, spec) in enumerate(nets.items())}
+    parts: dict[str, Any] = {
+        "dynamics": sgp.Dynamics(nets["dynamics"], by_twos(NZ)),
+        "score": sgp.Score(nets["score"], by_twos(NZ), cases.SIGMAS, output="score"),
+    }
+    told = ["x", "terms.running", "terms.terminal", "score_norm"]
+    if cost == "learned":
+        parts["cost"] = sgp.LearnedCost(nets["cost"], by_twos(NZ))
+        parts["terminal"] = sgp.TerminalValue(nets["terminal"], by_twos(NX))
+        told += ["costate", "grad_norm"]
+    for part in parts.values():
+        part.to(DEVICE)
+    case = replace(made, problem=replace(made.problem, **parts))
+    options: dict[str, Any] = {"iterations": 1, "step_size": 0.0}
+    got, exact = (plan(case, backend, precision, **options).tensors() for precision in ("tf32", "float32"))
+    rounded_by_hand(monkeypatch)
+    want = plan(case, "eager", "float32", **options).tensors()
+    for name in told:
+        assert relative(got[name], want[name]) < 1e-6, name
+        assert relative(got[name], exact[name]) > 1e-5, name
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="it looks at what is multiplied, which a capture forbids")
+def test_the_librarys_products_of_costs_stay_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quadratic cost and one that is called, where the networks' products are tf32; as on a GPU."""
+    seen: dict[str, set[bool]] = {"network": set(), "quadratic": set(), "called": set()}
+    multiply, asked = torch.mm, torch.backends.cuda.matmul
+
+    def seeing(a: Tensor, b: Tensor, **out: Any) -> Tensor:
+        seen["quadratic" if b.shape == b.T.shape and torch.allclose(b, b.T) else "network"].add(bool(asked.allow_tf32))
+        return multiply(a, b, **out)
+
+    def called(x: Tensor) -> Tensor:
+        seen["called"].add(bool(asked.allow_tf32))
+        table = torch.zeros(8, device=x.device)  # an index that depends on the state cannot be traced
+        return x.square().sum(-1) + table[x[..., 0].nan_to_num().clamp(0, 6).long()]
+
+    for module in (work, layered):
+        monkeypatch.setattr(module, "products_of", lambda precision, _: products_of(precision, torch.device("cuda")))
+    monkeypatch.setattr(torch, "mm", seeing)
+    made = small(batch=2, horizon=2)
+    case = replace(made, problem=replace(made.problem, terminal=called))
+    before = asked.allow_tf32
+    plan(case, "fused:layered", "tf32", iterations=1)
+    assert seen["network"] == {True} and seen["quadratic"] == seen["called"] == {False}
+    assert asked.allow_tf32 == before
 
 
 @pytest.mark.gpu

@@ -18,11 +18,12 @@ from sgp_fast.backends.sampling import SamplingJob
 from sgp_fast.inputs import read_inputs
 from sgp_fast.kernels import draws
 from sgp_fast.kernels.draws_ref import normal_ref, philox_ref, uniform_ref
+from sgp_fast.kernels.network import Layer, NetworkSpec
 from sgp_fast.kernels.refit import allocate_sums, weighted_sums
 from sgp_fast.sampling import Sampler
 from tests import cases
 from tests.cases import NU, NX
-from tests.fused.test_fused import DEVICE, INTERPRETED, small
+from tests.fused.test_fused import DEVICE, INTERPRETED, by_twos, rounded_by_hand, selecting, small
 
 T = 2
 CEM = sgp.CEM(T, 2, 12, elites=5, momentum=0.2)
@@ -176,6 +177,33 @@ def test_an_ensemble_is_planned_as_the_reference_plans_it() -> None:
     planner = replace(MPPI, iterations=1, risk=0.7)
     plans = [sgp.solve(problem, planner, made.x0, goal=made.goal, backend=name) for name in ("fused", "eager")]
     compare(plans[0], plans[1], 1e-4)
+
+
+def test_operands_of_tf32_products_are_rounded_for_every_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the plan, where no draw is off by a bit, by networks where only that rounds."""
+    made = small(batch=3, horizon=T)
+    spec = NetworkSpec(NX + NU, (Layer(NX + NU, "relu"), Layer(NX)))
+    members = [sgp.Dynamics(selecting(spec, seed), by_twos(NX + NU)) for seed in (30, 31)]
+    problem = replace(made.problem, dynamics=sgp.Ensemble(*members).to(DEVICE))
+    planner = replace(MPPI, precision="tf32")
+    job = job_of(replace(made, problem=problem), planner)
+    tile = rollout.tile_of(problem, planner, 4 * planner.samples, DEVICE)
+    assert tile is not None
+    work = rollout.RolloutWork(job, 4, tile)
+    work.load(job)
+    work.begin()
+    work.evaluate()
+    plain = problem.prepared(torch.float32, torch.float32, DEVICE)
+
+    def values() -> list[eager.Values]:
+        u = job.mean.transpose(0, 1)
+        return [eager.evaluate_values(m, job.x0, u, job.goal, job.params, None) for m in eager.members_of(plain)]
+
+    exact = values()
+    rounded_by_hand(monkeypatch)
+    for got, want, other in zip(work.results(3)[1], values(), exact, strict=True):
+        assert torch.allclose(got.x, want.x, rtol=1e-6) and torch.allclose(got.running, want.running, rtol=1e-5)
+        assert (got.x - other.x).abs().max() > 1e-4
 
 
 def test_what_diverges_disturbs_no_other() -> None:

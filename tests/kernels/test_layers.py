@@ -213,6 +213,68 @@ def test_tf32_is_rounded_to_the_nearest_as_the_hardware_does_not() -> None:
     assert out[0].isnan().any() and torch.equal(out[1], network_forward(packed, finite))
 
 
+def test_weights_are_packed_rounded_to_tf32_and_vectors_as_they_are() -> None:
+    weights = on_device(random_weights(EVERYTHING))
+    plain = PackedNetwork.of(EVERYTHING, weights, torch.float32)
+    packed = PackedNetwork.of(EVERYTHING, weights, torch.float32, "tf32")
+    for _ in range(2):
+        assert (packed.weights.view(torch.int32) & 0x1FFF == 0).all()
+        off = (packed.weights - plain.weights).abs()
+        assert off.any() and (off <= plain.weights.abs() * 2**-11).all()
+        assert torch.equal(packed.vectors, plain.vectors)
+        weights["layers.0.up.weight"].mul_(1.1)
+        for each in (plain, packed):
+            each.follow()
+
+
+def test_gradients_and_times_are_rounded_to_tf32_where_they_are_multiplied() -> None:
+    """By identity matrices."""
+    eye, bias = torch.eye(16, device=DEVICE), torch.zeros(16, device=DEVICE)
+    z, g = draw(torch.Generator().manual_seed(0), 3, 16).float(), draw(torch.Generator().manual_seed(1), 3, 16).float()
+    rounded = round_to_tf32_(g.clone())
+    weights = {"layers.0.weight": eye, "layers.0.bias": bias}
+    packed = PackedNetwork.of(NetworkSpec(16, (Layer(16),)), weights, torch.float32, "tf32")
+    assert not torch.equal(rounded, g) and torch.equal(network_vjp(packed, z, g), rounded)
+
+    weights = {"layers.0.weight": torch.cat((0 * eye, eye), 1), "layers.0.bias": bias}
+    spec = NetworkSpec(16, (Layer(16),), time=TimeEmbedding(width=16))
+    packed = PackedNetwork.of(spec, on_device(random_weights(spec)) | weights, torch.float32, "tf32")
+    assert torch.equal(network_forward(packed, z, g), rounded)
+    assert torch.equal(network_forward(packed, z, g[0]), rounded[:1].expand(3, -1))
+
+
+def test_what_no_tf32_product_reads_stays_float32() -> None:
+    """What residuals add, and what is kept for the gradient: the derivative of ELU tells ĥ apart from a rounded one."""
+    eye, bias = torch.eye(16, device=DEVICE), torch.full((16,), -8.1, device=DEVICE)
+    z, g = draw(torch.Generator().manual_seed(0), 3, 16).float(), draw(torch.Generator().manual_seed(1), 3, 16).float()
+    weights = {"layers.0.weight": 0 * eye, "layers.0.bias": 0 * bias}
+    spec = NetworkSpec(16, (Layer(16, residual=True),))
+    packed = PackedNetwork.of(spec, weights, torch.float32, "tf32")
+    assert torch.equal(network_forward(packed, z), z) and torch.equal(network_vjp(packed, z, g), g)
+
+    weights = {"layers.0.weight": eye, "layers.0.bias": bias}
+    packed = PackedNetwork.of(NetworkSpec(16, (Layer(16, "elu"),)), weights, torch.float32, "tf32")
+    want = torch.exp(round_to_tf32_(z.clamp(-1, 1)) + bias) * g
+    assert torch.allclose(network_vjp(packed, z.clamp(-1, 1), g), want, rtol=2**-11 + 1e-6, atol=0)
+
+
+def test_what_is_no_number_is_none_in_tf32() -> None:
+    """Whatever its bits: a GPU sets them all, and to add to them would make a zero."""
+    nan = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001] * 9, dtype=torch.int32, device=DEVICE).view(torch.float32)
+    assert nan.isnan().all() and round_to_tf32_(nan.clone()).isnan().all()
+    infinite = torch.tensor([torch.inf, -torch.inf], device=DEVICE)
+    assert torch.equal(round_to_tf32_(infinite.clone()), infinite)
+
+    spec = NetworkSpec(5, (Layer(3),), time=TimeEmbedding(2, 3, 4))
+    weights = {name: w.float() for name, w in on_device(random_weights(spec)).items()}
+    z, condition = torch.ones(2, 5, device=DEVICE), torch.ones(2, 4, device=DEVICE)
+    packed = PackedNetwork.of(spec, weights, torch.float32, "tf32")
+    condition[1, 2] = nan[0]
+    assert network_forward(packed, z, condition).isnan().tolist() == [[False] * 3, [True] * 3]
+    weights["layers.0.weight"][1, 0] = nan[0]
+    assert network_forward(packed, z, condition[:1].expand(2, -1)).isnan().tolist() == [[False, True, False]] * 2
+
+
 def test_inputs_and_outputs_of_512() -> None:
     check(mlp(512, 512, width=16, hidden_layers=1), torch.float32, 2)
 

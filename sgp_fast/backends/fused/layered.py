@@ -18,6 +18,7 @@ from ...kernels.packing import Program
 from ...kernels.pointwise import division, grid, row_stride
 from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel, update_kernel
 from ...planner import SGP
+from ..products import products_of
 from ..stages import stage
 from .arguments import options_of, search_of
 from .buffers import Buffers
@@ -32,8 +33,8 @@ FUNCTION_PROGRAM = 32
 class Layered:
     """All iterations of a bucket. Allocates its workspace once; `iterate` and `evaluate` only enqueue.
 
-    Products of float32 are IEEE or tf32, and those of half precision may be summed in it across blocks, as
-    `torch.backends.cuda.matmul` says.
+    Networks' products of float32 are IEEE or tf32, and those of half precision may be summed in it across blocks, as
+    `torch.backends.cuda.matmul` says; how rows become tf32 is the library's business. Those of costs are IEEE.
     """
 
     name = "layered"
@@ -156,20 +157,22 @@ class Layered:
             )  # fmt: skip
             return
         x, u = z[:, : p.nx], z[:, p.nx : p.nx + p.nu]
-        if t == self._T:
-            values, *grads = calls(x, b.goal, p.functions.given)
-            value.copy_(values)
-        else:
-            x, u = x.view(self._T, self._R, -1), u.view(self._T, self._R, -1)
-            values, *grads = calls(x, u, b.goal, self._steps, p.functions.given)
-            value.copy_(values.T)
+        with products_of("float32", p.device):
+            if t == self._T:
+                values, *grads = calls(x, b.goal, p.functions.given)
+                value.copy_(values)
+            else:
+                x, u = x.view(self._T, self._R, -1), u.view(self._T, self._R, -1)
+                values, *grads = calls(x, u, b.goal, self._steps, p.functions.given)
+                value.copy_(values.T)
         pull[:, : p.nx + p.nu * (len(grads) - 1)].copy_(torch.cat(grads, -1).flatten(0, -2))
 
     def _quadratic(self, curvature: Tensor, own_goal: Tensor, t: int, value: Tensor, pull: Tensor) -> None:
         """`½ dᵀ S d` and `S d`, in float32 whatever the networks' products are in."""
         d = self._from_goal[: len(pull)]
         self._inputs(d, t, None, goal=own_goal if self.buffers.goal is None else self.buffers.goal)
-        torch.mm(d, curvature, out=pull)  # S is symmetric
+        with products_of("float32", self.packed.device):
+            torch.mm(d, curvature, out=pull)  # S is symmetric
         self._value(pull, d, None, value, pull, OUT_COLUMNS=1, SIGN=1)
 
     def _learned(self, name: str, model: PackedModel, t: int, value: Tensor, pull: Tensor) -> None:
