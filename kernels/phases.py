@@ -342,9 +342,9 @@ def tile_for(rows: int, horizon: int, size: int, input_precision: str = "ieee", 
         few = Slice(1 if rows == 1 else 16, 64, 64, 2, 1, input_precision, True)
         return GridTile(few, Slice(16, 64, 64, 2, 1, input_precision, True))
     ieee = size == 4 and input_precision == "ieee"
-    depth = 1024 // size
-    few = Slice(1, 16, depth, 1, 1, input_precision) if rows == 1 else Slice(16, 16, depth, 8, 1, input_precision)
-    many = Slice(16, 16, depth, 8, 1, input_precision) if rows * horizon <= 64 else Slice(64, 64, 64, 1, 2, input_precision)
+    block = Slice(16, 16, 512 if size == 2 else 128, 8, 1, input_precision)
+    few = Slice(1, 16, 1024 // size, 1, 1, input_precision) if rows == 1 else block
+    many = block if rows * horizon <= 64 else Slice(64, 64, 64, 1, 2, input_precision)
     if ieee:
         many = Slice(16, 16, 32)
         few = few if rows == 1 else many
