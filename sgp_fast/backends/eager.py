@@ -20,7 +20,7 @@ from ..planner import SGP
 from ..problem import DynamicsModel, Problem
 from .bounding import Bounding
 from .job import LOOK, Iteration, Job
-from .products import products_of
+from .products import products_of, products_of_cost
 from .stages import stage
 
 Pullbacks = list[Callable[[Tensor], tuple[Tensor, Tensor]]]
@@ -96,11 +96,13 @@ def evaluate(
     with stage("rollout"):
         x, pullbacks = rollout(problem.dynamics, at.x0, u[: T if last_state else steps])
     with stage("cost"):
-        running, grad_x, grad_u = problem.cost.value_and_grad(x[:T], u, at.goal, at.t, at.params)
+        with products_of_cost(problem.cost, u.device):
+            running, grad_x, grad_u = problem.cost.value_and_grad(x[:T], u, at.goal, at.t, at.params)
         if problem.terminal is None:
             terminal, last = torch.zeros_like(running[0]), torch.zeros_like(at.x0)
         else:
-            terminal, last = problem.terminal.value_and_grad(x[-1], at.goal, at.params)
+            with products_of_cost(problem.terminal, u.device):
+                terminal, last = problem.terminal.value_and_grad(x[-1], at.goal, at.params)
     score = None
     if problem.score is not None:
         with stage("score"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -31,3 +32,8 @@ def products_of(precision: str, device: torch.device) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(matmul, name, value)
+
+
+def products_of_cost(cost: Any, device: torch.device) -> AbstractContextManager[None]:
+    """Inside, products are those of a cost: a network's as they are, all others float32 whatever the networks' are in."""
+    return nullcontext() if hasattr(cost, "network") else products_of("float32", device)

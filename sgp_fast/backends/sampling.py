@@ -19,7 +19,7 @@ from ..models import Dynamics, Ensemble
 from ..plan import Plan, Status
 from ..problem import AutogradDynamics, Problem
 from ..sampling import Sampler
-from .products import products_of
+from .products import products_of, products_of_cost
 
 # Candidates rolled out at once: enough for a fast product. Score and cost see all their steps together: at T = 8 and width
 # 1024 an activation of theirs takes 134 MB.
@@ -94,10 +94,12 @@ def evaluate_values(
         states.append(_step(problem.dynamics, states[-1], u_t))
     x = torch.stack(states)
     t = torch.arange(len(u), device=x.device)[:, None]
-    running = running_values(problem.cost, x[:-1], u, goal, t, params)
+    with products_of_cost(problem.cost, x.device):
+        running = running_values(problem.cost, x[:-1], u, goal, t, params)
     terminal = torch.zeros_like(running[0])
     if problem.terminal is not None:
-        terminal = terminal_values(problem.terminal, x[-1], goal, params)
+        with products_of_cost(problem.terminal, x.device):
+            terminal = terminal_values(problem.terminal, x[-1], goal, params)
     change = torch.zeros_like(terminal)
     if problem.control_change:
         change = problem.control_change * (u[1:] - u[:-1]).square().sum((0, 2))
