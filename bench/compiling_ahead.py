@@ -1,16 +1,13 @@
 """Compiling kernels before they are needed, many at once: one is a matter of seconds, a session's of many minutes.
 
-    python -m bench.compiling_ahead [SM]
-
-What is compiled goes to Triton's cache on disk, from where other processes take it. Without a GPU it is compiled for `SM`
-(90, say), to be carried to a machine that has one, which must have the same triton, and look for its cache at the same path.
+What is compiled goes to Triton's cache on disk, from where other processes take it. Without a GPU it is compiled for a
+named one, to be carried to a machine that has it, which must have the same triton, and look for its cache at the same path.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -109,9 +106,3 @@ def _in_order(jobs: Iterable[Job]) -> list[Job]:
         found.append((seen[kind], job))
         seen[kind] += 1
     return [job for _, job in sorted(found, key=lambda item: item[0])]
-
-
-if __name__ == "__main__":
-    from .gpu_session import COMPILED
-
-    sys.exit(compile_all(COMPILED, 3600.0, int(sys.argv[1]) if len(sys.argv) > 1 else None) > 0)

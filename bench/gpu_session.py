@@ -1,5 +1,6 @@
 """`python -m bench.gpu_session PART [SECONDS]`: what `gpu_session.sh` measures on a machine with a GPU.
 
+    prepare   the kernels of all cases, compiled where there is no GPU
     device    what the device is
     parity    fused plans against eager ones in float64, where the tests cannot run
     compile   the kernels of all cases, many at once
@@ -53,12 +54,19 @@ COMPILED = (
     *AIMS, *LADDER,
     *(Spec(w, b, precision=p) for p in ("tf32", "float16", "bfloat16") for w, b in sweep.PUBLISHED),
 )  # fmt: skip
+LENT = 90  # sm_90: an H100 or H200
+PREPARING = 3600.0
 QUICK = ("published", "autograd", "adjoint", "cuda graph", "eager", "compiled", "fused:tile", "auto")
+
+
+def prepare() -> int:
+    """On a machine without a GPU, for one that is lent."""
+    return int(compiling_ahead.compile_all(COMPILED, PREPARING, LENT) > 0)
 
 
 def compiling(seconds: float) -> int:
     specs = TRIED[:1] if DRY else COMPILED
-    return 3 if compiling_ahead.compile_all(specs, seconds, 90 if DRY else None) else 0
+    return 3 if compiling_ahead.compile_all(specs, seconds, LENT if DRY else None) else 0
 
 
 def aims(seconds: float) -> int:
@@ -201,7 +209,9 @@ def _error(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got.double() - want).norm() / want.norm()).item()
 
 
-UNTIMED: dict[str, Callable[[], int]] = {"device": device, "parity": parity, "kernels": kernels, "table": table}
+UNTIMED: dict[str, Callable[[], int]] = {
+    "prepare": prepare, "device": device, "parity": parity, "kernels": kernels, "table": table,
+}  # fmt: skip
 TIMED: dict[str, Callable[[float], int]] = {
     "compile": compiling, "aims": aims, "ladder": published, "profile": profile, "grid": grid, "cold": cold_costs,
     "more": more,

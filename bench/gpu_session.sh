@@ -104,7 +104,7 @@ pack() {
 if [ -n "${STEP:-}" ]; then $STEP; exit $?; fi
 if [ "${1:-}" = prepare ]; then
     mkdir -p "$BROUGHT" && git rev-parse HEAD > "$BROUGHT"/commit && rm -f "$BROUGHT"/session.tar.gz || exit 1
-    TRITON_STORE_BINARY_ONLY=1 "$PYTHON" -m bench.compiling_ahead 90 || exit 1
+    TRITON_STORE_BINARY_ONLY=1 "$PYTHON" -m bench.gpu_session prepare || exit 1
     tar czf "$BROUGHT"/triton.tar.gz -C "$TRITON_CACHE_DIR" .
     ls -l "$BROUGHT"
     exit

@@ -16,8 +16,27 @@ from .kernels.packing import InputPrecision
 Precision = Literal["float64", "float32", "tf32", "float16", "bfloat16"]
 
 
+class Numbers:
+    """What a planner's `precision` means for the numbers that it is made of."""
+
+    precision: Precision
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        return torch.float32 if self.precision == "tf32" else getattr(torch, self.precision)
+
+    @property
+    def input_precision(self) -> InputPrecision:
+        """Of products of float32, on a GPU."""
+        return "tf32" if self.precision == "tf32" else "ieee"
+
+
 @dataclass(frozen=True)
-class SGP:
+class SGP(Numbers):
     """Single shooting with a score (Suh et al. 2023, arXiv 2306.14079): gradient steps on the controls of a rollout.
 
         g_t = ∂_u c_t − β s_{u,t} + (∂_u f_t)ᵀ λ_{t+1},     u ← project(Adam(u, g))
@@ -104,16 +123,3 @@ class SGP:
     def moves(self) -> bool:
         """Whether any step has a length."""
         return any(schedule.table(self.step_size, self.iterations, "SGP.step_size"))
-
-    @property
-    def state_dtype(self) -> torch.dtype:
-        return torch.float64 if self.precision == "float64" else torch.float32
-
-    @property
-    def product_dtype(self) -> torch.dtype:
-        return torch.float32 if self.precision == "tf32" else getattr(torch, self.precision)
-
-    @property
-    def input_precision(self) -> InputPrecision:
-        """Of products of float32, on a GPU."""
-        return "tf32" if self.precision == "tf32" else "ieee"

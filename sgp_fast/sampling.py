@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from .kernels.draws_ref import MOST_ITERATIONS
-from .kernels.packing import InputPrecision
-from .planner import SGP, Precision
+from .planner import SGP, Numbers, Precision
 
 
 @dataclass(frozen=True)
-class Sampler(ABC):
+class Sampler(Numbers, ABC):
     """What both sampling planners have.
 
     A candidate whose cost is not finite has no weight. A problem all of whose candidates were so has `Status.DIVERGED`.
@@ -96,19 +95,6 @@ class Sampler(ABC):
     @abstractmethod
     def effort(self) -> float:
         """λ of a candidate's own cost `λ Σ_t mean_tᵀ Σ⁻¹ (u_t − mean_t)`; 0: none."""
-
-    @property
-    def state_dtype(self) -> torch.dtype:
-        return torch.float64 if self.precision == "float64" else torch.float32
-
-    @property
-    def product_dtype(self) -> torch.dtype:
-        return torch.float32 if self.precision == "tf32" else getattr(torch, self.precision)
-
-    @property
-    def input_precision(self) -> InputPrecision:
-        """Of products of float32, on a GPU."""
-        return "tf32" if self.precision == "tf32" else "ieee"
 
 
 @dataclass(frozen=True)
