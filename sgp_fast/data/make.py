@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,21 @@ def make_dataset(
         "behavior_returns": [config["snapshots"].get(part, {}).get("return_mean") for part in parts],
     }
     shares = np.diff(np.arange(len(parts) + 1) * transitions // len(parts))
-    with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
-        writer, bar = None, _bar(transitions, f"{task}-{quality}", progress)
-        with bar:
-            for part, share in zip(parts, shares, strict=True):
-                actor = load_actor(task, part)
-                for episode in record(env_id, actor, int(share), seed):
-                    writer = writer or _Writer(file, transitions, episode)
-                    writer.add(episode)
-                    bar.update(len(episode))
-        assert writer is not None
-        writer.flush()
-        bounds = {"action_low": actor.low.tolist(), "action_high": actor.high.tolist()}
-        write_metadata(file, metadata | bounds)
+    actors = [load_actor(task, part) for part in parts]
+    bounds = {"action_low": actors[-1].low.tolist(), "action_high": actors[-1].high.tolist()}
+    episodes = chain.from_iterable(
+        record(env_id, actor, int(share), seed) for actor, share in zip(actors, shares, strict=True)
+    )
+    with _bar(transitions, f"{task}-{quality}", progress) as bar:
+        # Before there is a file: what this imports may take an interrupt for a failure of its own, or pass over it.
+        first = next(episodes)
+        with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
+            writer = _Writer(file, transitions, first)
+            for episode in chain((first,), episodes):
+                writer.add(episode)
+                bar.update(len(episode))
+            writer.flush()
+            write_metadata(file, metadata | bounds)
     return target
 
 
