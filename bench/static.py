@@ -231,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     for arch, found in chosen.items():
         for row in compiled(found, arch):
             rows.append(row)
-            if options.json:  # a whole file at every moment: the list takes an hour
+            if options.json:  # a whole file at every moment: the list takes long
                 records.write(options.json, head, rows)
             print(f"{name_of(row)}: {row.registers} registers, {row.compile_s:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))

@@ -311,8 +311,7 @@ class PackedNetwork:
             raise ValueError(f"dtype is {dtype}; the kernels multiply in torch.float32, torch.float16 or torch.bfloat16")
         if input_precision not in get_args(InputPrecision) or (input_precision == "tf32" and dtype != torch.float32):
             raise ValueError(
-                f"input_precision is {input_precision!r} for products of {dtype}; "
-                f"expected 'ieee', or 'tf32' with torch.float32"
+                f"input_precision is {input_precision!r} for products of {dtype}; expected 'ieee', or 'tf32' with float32"
             )
         first = weights[next(name for name in spec.weight_shapes() if name.endswith("weight"))]
         made = cls(spec, dtype, first.device, input_precision=input_precision)

@@ -136,7 +136,8 @@ def tiles(
     if limits.capability >= 100:
         # There, products of 64 rows and more take tensor memory, and the compiler asks for more than there is; the others
         # go through registers, of which two stages leave enough, and with residuals steps of 32.
-        found = tuple(replace(tile, stages=2, block_k=min(tile.block_k, 32 if streams else tile.block_k)) for tile in found)
+        deepest = 32 if streams else 64
+        found = tuple(replace(tile, stages=2, block_k=min(tile.block_k, deepest)) for tile in found)
     return tuple(sorted(found, key=expected))
 
 

@@ -68,6 +68,7 @@ class AutogradDynamics(nn.Module):
                 "dynamics gave a result that is cut off from autograd (no_grad, detach or NumPy?): its gradient is unknown; "
                 "where it truly is constant, add 0 * (x.sum() + u.sum())"
             )
+
         def pullback(costate: Tensor) -> tuple[Tensor, Tensor]:
             grads = torch.autograd.grad(out, leaves, costate, allow_unused=True)
             g_x, g_u = (torch.zeros_like(z) if g is None else g for g, z in zip(grads, leaves, strict=True))
