@@ -104,8 +104,7 @@ def make_dataset(
         record(env_id, actor, int(share), seed) for actor, share in zip(actors, shares, strict=True)
     )
     with _bar(transitions, f"{task}-{quality}", progress) as bar:
-        # Before there is a file: what this imports may take an interrupt for a failure of its own, or pass over it.
-        first = next(episodes)
+        first = next(episodes)  # its widths are the file's, and its simulator's errors come before there is a file
         with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
             writer = _Writer(file, transitions, first)
             for episode in chain((first,), episodes):
