@@ -44,6 +44,13 @@ class BehaviorPolicy:
         self._slots.step[rows] += 1
         return actions
 
+    def check_sizes(self, nx: int, nu: int) -> None:
+        """Raise ValueError unless the policy takes nx observations (the uniform one: any number) and gives nu actions."""
+        actor = self.actors[0]
+        taken = actor.layers[0][0].shape[0] if actor.layers else nx
+        if (nx, nu) != (taken, len(actor.low)):
+            raise ValueError(f"policy {actor.name} takes {taken} observations and gives {len(actor.low)} actions")
+
     def reset(self, mask: Any = None) -> None:
         """Begin new episodes in the environments of a mask `[B]`; None: in all."""
         self._slots.step[self._slots.rows(mask, "mask")] = 0

@@ -7,6 +7,7 @@ import pytest
 
 from sgp_fast._starts import keyed_normal
 from sgp_fast.data import load_actor
+from sgp_fast.evaluation import evaluate
 from sgp_fast.policies import BehaviorPolicy
 
 NX = 11
@@ -39,3 +40,14 @@ def test_mixed_qualities_take_turns() -> None:
 def test_misuse_is_told() -> None:
     with pytest.raises(ValueError, match=r"expected \[2, nx\]"):
         BehaviorPolicy("hopper", "medium", 2).act(np.zeros((3, NX)))
+
+
+def test_it_is_for_the_sizes_of_its_task() -> None:
+    policy = BehaviorPolicy("hopper", "medium", 2)
+    policy.check_sizes(11, 3)
+    for nx, nu in ((17, 3), (11, 6)):
+        with pytest.raises(ValueError, match="takes 11 observations and gives 3 actions"):
+            policy.check_sizes(nx, nu)
+    BehaviorPolicy("hopper", "random", 2).check_sizes(17, 3)  # takes no notice of what it observes
+    with pytest.raises(ValueError, match="HalfCheetah-v5 has 17 observations and 6 actions, which do not fit"):
+        evaluate(policy, "HalfCheetah-v5", episodes=2, steps=1)

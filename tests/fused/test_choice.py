@@ -24,7 +24,7 @@ from .fake import Body, FakeDevice
 
 ROOT = Path(__file__).parents[2]
 KEY = Key("fake", (("dynamics", "4x256"),), rows=64, horizon=8, dtype="bfloat16", nx=3, nu=2)
-VERSIONS = {"sgp_fast": "1", "torch": "2", "triton": "3", "cuda": "4", "driver": "5"}
+VERSIONS = {"sgp_fast": "1", "sources": "0f", "torch": "2", "triton": "3", "cuda": "4", "driver": "5"}
 PAIR = ("tile", "layered")
 
 
@@ -302,3 +302,15 @@ def test_versions_name_all_that_matters() -> None:
     found = choice.versions()
     assert set(found) == set(VERSIONS) and all(found.values())
     assert found["torch"] == torch.__version__
+
+
+def test_a_source_that_changes_is_another_version(tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    (folder / "cpu").mkdir(parents=True)
+    (folder / "tile.py").write_text("rows = 64")
+    (folder / "cpu" / "pack.py").write_text("planes = 3")
+    before = choice.hash_of(folder)
+    (folder / "notes.md").write_text("no source")
+    assert choice.hash_of(folder) == before
+    (folder / "cpu" / "pack.py").write_text("planes = 1")
+    assert choice.hash_of(folder) != before

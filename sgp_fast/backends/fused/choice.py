@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ... import kernels
 from ..._files import atomic_path
 from ..._version import __version__
 from ...problem import Problem
@@ -231,11 +232,20 @@ def versions() -> dict[str, str]:
         triton = "none"
     return {
         "sgp_fast": __version__,
+        "sources": hash_of(Path(kernels.__file__).parent, Path(__file__).parents[1]),
         "torch": torch.__version__,
         "triton": triton,
         "cuda": torch.version.cuda or "none",
         "driver": _driver(),
     }
+
+
+def hash_of(*folders: Path) -> str:
+    """Of the Python sources in these folders and below: a checkout may change them without another version."""
+    digest = hashlib.sha256()
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.py"))):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _driver() -> str:
