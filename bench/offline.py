@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-COUNTED = ("HGMMA", "UTCMMA", "HMMA", "FFMA", "LDGSTS", "UTMALDG", "LDL", "STL")
+# WARPGROUP.ARRIVE begins a group of HGMMA that run one behind the other without a wait.
+COUNTED = ("HGMMA", "WARPGROUP.ARRIVE", "UTCMMA", "HMMA", "FFMA", "LDGSTS", "UTMALDG", "LDL", "STL")
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _read(kernel: Any, name: str, arch: int, kwargs: dict[str, Any], size: int, 
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump told no resource usage of {name}: {usage[-300:]}")
-    counts = {word: len(re.findall(rf"\b{word}", code)) for word in COUNTED}
+    counts = {word: len(re.findall(rf"\b{re.escape(word)}", code)) for word in COUNTED}
     return Compiled(
         name=name, constants=kwargs, arch=arch, warps=kernel.metadata.num_warps, registers=int(found[1]),
         stack=int(found[2]), shared=kernel.metadata.shared, tensor_memory=kernel.metadata.tmem_size or 0,

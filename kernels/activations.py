@@ -37,7 +37,8 @@ def activate(h, KIND: tl.constexpr, EXACT: tl.constexpr = True):
 def activate_vjp(g, h, KIND: tl.constexpr):
     """`g · act'(h)`, element by element."""
     if KIND == "relu":
-        return tl.where(h <= 0, 0.0, g)
+        # Of a choice between 0 and g the compiler makes something that has asynchronous products wait for each other.
+        return g * tl.where(h <= 0, 0.0, 1.0)
     elif KIND == "elu":
         return g * tl.exp(tl.minimum(h, 0.0, propagate_nan=tl.PropagateNan.ALL))
     elif KIND == "silu":

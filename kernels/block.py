@@ -1,6 +1,6 @@
 """What kernels do with the rows that a program owns, beside layers: vectors, normalised inputs, a tile of z set aside.
 
-`owner` is a NamedTuple whose `zero` points at a zero (see `layers.columns_of`); to set something aside it has a `scratch32`.
+`owner` is a NamedTuple whose `zero` points at a zero (see `layers.columns_of`).
 """
 
 # In device code a constant is what it holds: it is not what its annotation says.
@@ -26,14 +26,14 @@ def normalised(z, model, owner):
 
 
 @triton.jit
-def park(values, owner, TILE: tl.constexpr, SIZES: tl.constexpr):
+def park(ptr, values, owner, TILE: tl.constexpr):
     """Set a tile of z aside while a network has the registers; a barrier of the network's lies before `parked`."""
     COLUMNS: tl.constexpr = values.shape[1]
-    tl.debug_barrier()  # what was parked before may still be read
-    store_rows(owner, owner.scratch32 + SIZES.parked, values, columns_of(owner, COLUMNS), COLUMNS, TILE)
+    tl.debug_barrier()  # what lay there before may still be read
+    store_rows(owner, ptr, values, columns_of(owner, COLUMNS), COLUMNS, TILE)
 
 
 @triton.jit
-def parked(owner, COLUMNS: tl.constexpr, TILE: tl.constexpr, SIZES: tl.constexpr):
+def parked(ptr, owner, COLUMNS: tl.constexpr, TILE: tl.constexpr):
     """What was set aside, `[BLOCK_B, COLUMNS]`."""
-    return load_rows(owner, owner.scratch32 + SIZES.parked, columns_of(owner, COLUMNS), COLUMNS, TILE)
+    return load_rows(owner, ptr, columns_of(owner, COLUMNS), COLUMNS, TILE)

@@ -110,15 +110,15 @@ def rollout_kernel(
             total += effort * effort_t
             if CHANGE:  # noqa: SIM102, a constant first: what it excludes is not compiled
                 if t > 0:
-                    changed += _change(z, parked(at, COLUMNS, TILE, SIZES), at, COLUMNS, NX)
-            park(z, at, TILE, SIZES)
+                    changed += _change(z, parked(at.scratch32 + SIZES.parked, at, COLUMNS, TILE), at, COLUMNS, NX)
+            park(at.scratch32 + SIZES.parked, z, at, TILE)
             value = tl.zeros((BLOCK_B,), tl.float32)
             if COST is not None:
                 value = _learned_value(z, cost, at, COST, TILE)
-                z = parked(at, COLUMNS, TILE, SIZES)
+                z = parked(at.scratch32 + SIZES.parked, at, COLUMNS, TILE)
             if FUNCTION is not None:
                 value = _function_value(costs.goal, params_ptr, t, at, COLUMNS, FUNCTION, NX, PARAMS, TILE, SIZES)
-                z = parked(at, COLUMNS, TILE, SIZES)
+                z = parked(at.scratch32 + SIZES.parked, at, COLUMNS, TILE)
             if costs.running is not None:
                 value = _quadratic_value(z, costs.running, costs.goal, costs.own_goal, at, NX, TILE, SIZES)
             total += value
@@ -133,10 +133,10 @@ def rollout_kernel(
                 total += penalty * distance
                 if results.distance is not None:
                     _store_value(results.distance, distance, t, at, T, TILE)
-                z = parked(at, COLUMNS, TILE, SIZES)
+                z = parked(at.scratch32 + SIZES.parked, at, COLUMNS, TILE)
             mem = _memory(dynamics, dynamics.vectors, at)
             out = network_forward(normalised(z, dynamics, at), mem, DYNAMICS, TILE, False)
-            z = parked(at, COLUMNS, TILE, SIZES)
+            z = parked(at.scratch32 + SIZES.parked, at, COLUMNS, TILE)
             x = tl.where((columns_of(at, COLUMNS) < NX)[None, :], z, 0.0) + vector(scale_ptr, at, COLUMNS) * out
         if results.x is not None:
             _store(results.x, x, T, at, COLUMNS, 0, NX, T + 1, TILE)
@@ -149,7 +149,7 @@ def rollout_kernel(
         if costs.terminal is not None:
             value = _quadratic_value(x, costs.terminal, costs.goal, costs.last_own_goal, at, NX, TILE, SIZES)
         if LAST_FUNCTION is not None:
-            park(x, at, TILE, SIZES)
+            park(at.scratch32 + SIZES.parked, x, at, TILE)
             value = _function_value(costs.goal, params_ptr, T, at, COLUMNS, LAST_FUNCTION, NX, PARAMS, TILE, SIZES)
         if results.terminal is not None:
             _store_value(results.terminal, value, 0, at, 1, TILE)

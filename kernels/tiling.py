@@ -18,6 +18,7 @@ class Tile:
     """How a kernel divides its work; a constant of the kernel.
 
     block_b          rows of a program
+    steps            of a plan, that lie one behind the other in these rows: see `tall`
     block_n          columns of a product at once, where no norm wants the whole row
     block_k          depth of a step of a product
     warps, stages    of a program; loads that are in flight ahead of a product
@@ -32,6 +33,7 @@ class Tile:
     stages: int = 3
     input_precision: str = "ieee"
     interpreted: bool = False
+    steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def limits_of(device: torch.device) -> DeviceLimits:
 _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
     "16-bit": {
         256: (Tile(64, 256, 32, 8, 3), Tile(32, 256, 64, 8, 3), Tile(16, 256, 64, 8, 3)),
-        512: (Tile(32, 256, 32, 8, 3), Tile(16, 256, 32, 8, 2)),
+        512: (Tile(32, 256, 32, 8, 3), Tile(16, 256, 32, 8, 3)),
         1024: (Tile(16, 256, 16, 8, 2),),
     },
     "tf32": {
@@ -124,12 +126,10 @@ def tiles(
     columns, found = next((at for at in known if _accumulated(widest_whole_row, widest, at[1]) <= at[0]), (0, ()))
     if limits.capability != 90:
         found = tuple(tile for tile in found if (kind, columns, tile.block_b) not in _SM_90_ALONE)
-    flops = limits.flops(dtype, input_precision) / limits.multiprocessors
-    bandwidth = limits.bandwidth / limits.multiprocessors
 
     def expected(tile: Tile) -> tuple[float, int]:
         programs = -(-rows // (tile.block_b * limits.multiprocessors))
-        return programs * max(2 * tile.block_b / flops, dtype.itemsize / bandwidth), tile.block_b
+        return programs * _seconds_a_weight(tile.block_b, dtype, input_precision, limits), tile.block_b
 
     most = 16 if streams else 32 if limits.capability >= 100 else 64
     found = tuple(tile for tile in found if tile.block_b <= most)
@@ -139,6 +139,33 @@ def tiles(
         deepest = 32 if streams else 64
         found = tuple(replace(tile, stages=2, block_k=min(tile.block_k, deepest)) for tile in found)
     return tuple(sorted(found, key=expected))
+
+
+def tall(tile: Tile, among: tuple[Tile, ...], horizon: int, dtype: torch.dtype, limits: DeviceLimits = H200) -> Tile:
+    """The tile of what does not wait for the step before, costs and scores: several steps of `tile`'s problems at once.
+
+    Of those `among` which as many warps work, the one that takes the least
+
+        passes over the T steps × max(2 · BLOCK_B / flops, size of a weight / bandwidth)
+
+    and between equals the smaller. Interpreted, one of four steps where there are so many.
+    """
+    if tile.interpreted:
+        among = tuple(replace(tile, block_b=steps * tile.block_b) for steps in (2, 4) if steps <= horizon)
+
+    def expected(taller: Tile) -> tuple[float, int]:
+        passes = -(-horizon * tile.block_b // taller.block_b)
+        return passes * _seconds_a_weight(taller.block_b, dtype, tile.input_precision, limits), taller.block_b
+
+    alike = [other for other in among if other.warps == tile.warps and other.block_b % tile.block_b == 0]
+    best = min((tile, *alike), key=expected)
+    return replace(best, steps=best.block_b // tile.block_b)
+
+
+def _seconds_a_weight(rows: int, dtype: torch.dtype, input_precision: str, limits: DeviceLimits) -> float:
+    """What a weight takes a multiprocessor: its products with the rows, or its share of the reading, if that is longer."""
+    flops, bandwidth = limits.flops(dtype, input_precision), limits.bandwidth
+    return limits.multiprocessors * max(2 * rows / flops, dtype.itemsize / bandwidth)
 
 
 def _accumulated(widest_whole_row: int, widest: int, made: tuple[Tile, ...]) -> int:
@@ -191,8 +218,7 @@ class Sizes:
     """One program's scratch: numbers in all, and where each part begins, in the products' dtype and in float32.
 
     scratch    y, two slots of the widest row │ `saved` by the dynamics, of T steps or one │ `cost_saved`
-    scratch32  streams, two slots │ `moments` of the dynamics │ `cost_moments` │ `form` and `parked`, a row of z
-               each
+    scratch32  streams, two slots │ `moments` of the dynamics │ `cost_moments` │ `form`, a row of z │ `pull`, of every step
     """
 
     scratch: int
@@ -202,25 +228,27 @@ class Sizes:
     moments: int
     cost_moments: int
     form: int
-    parked: int
+    pull: int
 
 
 def sizes(
-    tile: Tile, horizon: int, keep: bool, dynamics: Program, score: Program | None, costs: tuple[Program | None, ...]
-) -> Sizes:
+    tile: Tile, tall: Tile, horizon: int, keep: bool, dynamics: Program, score: Program | None,
+    costs: tuple[Program | None, ...],
+) -> Sizes:  # fmt: skip
     """The scratch of one program of the tile regime; `costs` are the running and the terminal cost's networks."""
     present = [net for net in (dynamics, score, *costs) if net is not None]
     learned = [net for net in costs if net is not None]
-    rows, steps = tile.block_b, horizon if keep else 1
-    saved = 2 * rows * max(net.widest for net in present)
-    cost_saved = saved + steps * rows * dynamics.saved
-    scratch = cost_saved + rows * max((net.saved for net in learned), default=0)
-    moments = 2 * rows * max(net.stream_columns for net in present)
-    cost_moments = moments + steps * rows * dynamics.moments
-    form = _aligned(cost_moments + rows * max((net.moments for net in learned), default=0))
-    parked = form + rows * dynamics.columns
-    scratch32 = _aligned(parked + rows * dynamics.columns)
-    return Sizes(_aligned(scratch), saved, cost_saved, scratch32, moments, cost_moments, form, parked)
+    kept, most = (horizon if keep else 1) * tile.block_b, tall.block_b
+    saved = 2 * most * max(net.widest for net in present)
+    cost_saved = saved + kept * dynamics.saved
+    scratch = cost_saved + most * max((net.saved for net in learned), default=0)
+    moments = 2 * most * max(net.stream_columns for net in present)
+    cost_moments = moments + kept * dynamics.moments
+    form = _aligned(cost_moments + most * max((net.moments for net in learned), default=0))
+    pull = form + most * dynamics.columns
+    passes = -(-horizon // tall.steps)
+    scratch32 = _aligned(pull + passes * most * dynamics.columns)
+    return Sizes(_aligned(scratch), saved, cost_saved, scratch32, moments, cost_moments, form, pull)
 
 
 @dataclass(frozen=True)

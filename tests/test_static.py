@@ -16,16 +16,17 @@ import pytest
 
 pytest.importorskip("triton", reason="triton has wheels for Linux only")
 
-from sgp_fast.bench.offline import compiling
+from sgp_fast.bench.offline import COUNTED, compiling
 from sgp_fast.bench.rows import KernelRow
 from sgp_fast.bench.static import CHIPS, broken, launches, table
 from sgp_fast.kernels.tiling import Tile
 
 ROOT = Path(__file__).parents[1]
-COUNTS = dict.fromkeys(("HGMMA", "UTCMMA", "HMMA", "FFMA", "LDGSTS", "UTMALDG", "LDL", "STL"), 0)
+COUNTS = dict.fromkeys(COUNTED, 0)
+GROUPED = COUNTS | {"HGMMA": 287, "WARPGROUP.ARRIVE": 150, "LDGSTS": 808}
 FINE = KernelRow(
     kernel="plan_kernel", network="SGP 4×256", dtype="bf16", arch=90, tile=Tile(64, 256, 32), warps=8, registers=255,
-    stack=0, spills=0, shared=61440, tensor_memory=0, instructions=COUNTS | {"HGMMA": 287, "LDGSTS": 808}, resident=1,
+    stack=0, spills=0, shared=61440, tensor_memory=0, instructions=GROUPED, resident=1,
     flops_us=3.0, bytes_us=12.0, compile_s=20.0,
 )  # fmt: skip
 
@@ -97,6 +98,8 @@ def test_each_broken_limit_is_named() -> None:
     assert "163" not in " ".join(broken(replace(FINE, arch=80, shared=CHIPS[80].shared)))
     assert "shared memory" in " ".join(broken(replace(FINE, arch=80, shared=CHIPS[90].shared)))
     assert broken(replace(FINE, instructions=COUNTS | {"HGMMA": 1})) == ["no asynchronous copies"]
+    alone = FINE.instructions | {"WARPGROUP.ARRIVE": 287}
+    assert "waits for the one before" in " ".join(broken(replace(FINE, instructions=alone)))
     slow = COUNTS | {"HMMA": 900, "LDGSTS": 1}
     assert "HGMMA" in " ".join(broken(replace(FINE, instructions=slow)))
     for other in (replace(FINE, tile=Tile(32)), replace(FINE, arch=80), replace(FINE, dtype="fp32")):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sgp_fast.kernels.network import mlp, qsm_actor, srpo_behavior
 from sgp_fast.kernels.packing import Program, lay_out
-from sgp_fast.kernels.tiling import H200, Tile, fits, keep, sizes, tiles
+from sgp_fast.kernels.tiling import H200, Tile, fits, keep, sizes, tall, tiles
 
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10}
 KINDS = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")]
@@ -128,15 +128,40 @@ def test_more_cache_never_asks_to_compute_again(rows: int, horizon: int, width: 
     assert large >= small
 
 
+def test_costs_of_several_steps_fill_a_tile() -> None:
+    found = tiles(256, 256, torch.bfloat16, 1024)
+
+    def heights(horizon: int) -> dict[int, tuple[int, int]]:
+        made = {tile.block_b: tall(tile, found, horizon, torch.bfloat16) for tile in found}
+        return {rows: (tile.block_b, tile.steps) for rows, tile in made.items()}
+
+    assert heights(8) == {16: (64, 4), 32: (64, 2), 64: (64, 1)}
+    assert heights(2) == {16: (32, 2), 32: (64, 2), 64: (64, 1)}
+    assert heights(1) == {rows: (rows, 1) for rows in (16, 32, 64)}
+    assert tall(Tile(16, warps=4), found, 8, torch.bfloat16).steps == 1, "as many warps as the kernel has"
+
+
+@given(horizon=st.integers(1, 64), width=st.sampled_from([256, 512, 1024]), kind=st.sampled_from(KINDS))
+def test_a_tall_tile_is_a_known_one_and_never_reads_weights_more_often(
+    horizon: int, width: int, kind: tuple[torch.dtype, str]
+) -> None:
+    found = tiles(width, width, kind[0], 1024, input_precision=kind[1])
+    for tile in found:
+        made = tall(tile, found, horizon, kind[0])
+        assert replace(made, steps=1) in found and made.block_b == made.steps * tile.block_b
+        assert -(-horizon // made.steps) <= horizon and made.steps < 2 * horizon
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_parts_of_the_scratch_follow_one_another(kept: bool) -> None:
     tile, horizon, net, cost = Tile(16), 5, program(100), program(256, 1)
-    found, steps = sizes(tile, horizon, kept, net, None, (cost, None)), horizon if kept else 1
-    assert found.saved == 2 * 16 * 256
+    tallest = replace(tile, block_b=64, steps=4)
+    found, steps = sizes(tile, tallest, horizon, kept, net, None, (cost, None)), horizon if kept else 1
+    assert found.saved == 2 * 64 * 256
     assert found.cost_saved - found.saved == steps * 16 * net.saved
-    assert found.scratch >= found.cost_saved + 16 * cost.saved
+    assert found.scratch >= found.cost_saved + 64 * cost.saved
     assert found.cost_moments - found.moments == steps * 16 * net.moments
-    assert found.form >= found.cost_moments + 16 * cost.moments
-    assert found.parked - found.form == 16 * net.columns
-    assert found.scratch32 >= found.parked + 16 * net.columns
+    assert found.form >= found.cost_moments + 64 * cost.moments
+    assert found.pull - found.form == 64 * net.columns
+    assert found.scratch32 >= found.pull + 2 * 64 * net.columns, "two passes over five steps, the last not full"
     assert found.scratch % 16 == found.scratch32 % 16 == found.form % 16 == 0

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,16 +230,17 @@ def through(monkeypatch: pytest.MonkeyPatch, name: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block_b", "block_n", "block_k", "keep"),
-    [(16, 16, 32, True), (32, 64, 32, False), (64, 32, 64, False), (64, 32, 64, True)],
+    ("block_b", "block_n", "block_k", "steps", "keep"),
+    [(16, 16, 32, 4, True), (32, 64, 32, 2, False), (16, 32, 16, 8, False), (64, 32, 64, 1, False), (64, 32, 64, 1, True)],
 )
 def test_every_tile_with_activations_kept_and_not(
-    block_b: int, block_n: int, block_k: int, keep: bool, monkeypatch: pytest.MonkeyPatch
+    block_b: int, block_n: int, block_k: int, steps: int, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tile = Tile(block_b, block_n, block_k, 4, 2, interpreted=INTERPRETED)
-    through(monkeypatch, "tile", lambda p, s, b, settled: TilePlan(p, s, b, settled, tile, keep))
+    tall = replace(tile, block_b=steps * block_b, block_n=32, steps=steps)
+    through(monkeypatch, "tile", partial(TilePlan, tile=tile, tall=tall, kept=keep))
     dynamics = NetworkSpec(NZ, (Layer(NZ, "silu", residual=True), Block(33, "elu"), Layer(NX, "tanh")))
-    case = small("learned", "value", "score", dynamics=dynamics, batch=19, control_change=0.3, bounds=(-0.4, 0.5))
+    case = small("learned", "value", "score", dynamics=dynamics, batch=19, control_change=0.3, bounds=(-0.4, 0.5), horizon=5)
     check(case, "fused:tile", bounding="tanh", record_cost=True)
 
 
@@ -246,10 +248,22 @@ def test_keeping_activations_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     """They are kept and made again in the same precision: the plans are the same bit for bit."""
     tile, plans = Tile(16, 32, 32, 4, 2, interpreted=INTERPRETED), []
     for keep in (False, True):
-        through(monkeypatch, f"tile {keep}", lambda p, s, b, settled, keep=keep: TilePlan(p, s, b, settled, tile, keep))
+        through(monkeypatch, f"tile {keep}", partial(TilePlan, tile=tile, tall=tile, kept=keep))
         case = small("learned", "quadratic", "score", batch=3)
         plans.append(plan(case, "fused:tile", "float16"))
     equal(*plans)
+
+
+@pytest.mark.parametrize("cost", ["learned", "quadratic"])
+def test_steps_at_once_change_nothing(cost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs and scores of several steps beside one another are those of one step at a time, bit for bit."""
+    tile, plans = Tile(16, 32, 32, 4, 2, interpreted=INTERPRETED), []
+    for steps in (1, 2, 4):
+        tall = replace(tile, block_b=steps * tile.block_b, steps=steps)
+        through(monkeypatch, f"tile {steps}", partial(TilePlan, tile=tile, tall=tall, kept=True))
+        plans.append(plan(small(cost, "quadratic", "score", batch=19, horizon=7), "fused:tile", "float16"))
+    for other in plans[1:]:
+        equal(plans[0], other)
 
 
 def test_the_layered_workspace_is_written_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

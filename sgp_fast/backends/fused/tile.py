@@ -9,7 +9,7 @@ import torch
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import lay_out, padded
 from ...kernels.tile import plan_kernel
-from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tiles
+from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tall, tiles
 from ...planner import SGP
 from ...problem import Problem
 from ..stages import WHOLE, stage
@@ -26,13 +26,13 @@ class TilePlan:
     name = "tile"
 
     def __init__(
-        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, tile: Tile, kept: bool
+        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, tile: Tile, tall: Tile, kept: bool
     ) -> None:
-        """`settled` is the iteration from which the schedules no longer change; `kept`: see `kernels.tile`."""
+        """`settled` is the iteration from which the schedules no longer change; `tall` and `kept`: see `kernels.tile`."""
         self.buffers, self.iterations, self.settled = buffers, planner.iterations, settled
         programs = {name: model.network.program for name, model in packed.models.items()}
         costs = (programs.get("cost"), programs.get("terminal"))
-        layout = sizes(tile, planner.horizon, kept, programs["dynamics"], programs.get("score"), costs)
+        layout = sizes(tile, tall, planner.horizon, kept, programs["dynamics"], programs.get("score"), costs)
         self.blocks = -(-buffers.rows // tile.block_b)
         self._scratch = torch.empty(self.blocks * layout.scratch, dtype=packed.dtype, device=packed.device)
         self._scratch32 = torch.empty(self.blocks * layout.scratch32, dtype=torch.float32, device=packed.device)
@@ -40,7 +40,7 @@ class TilePlan:
         self._arguments = tensors_of(packed, buffers)
         self._constants: dict[str, Any] = dict(
             DYNAMICS=programs["dynamics"], SCORE=programs.get("score"), COST=costs[0], TERMINAL=costs[1], TILE=tile,
-            T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=kept, SIZES=layout,
+            TALL=tall, T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=kept, SIZES=layout,
             CHANGE=packed.control_change > 0, HISTORY=0 if buffers.history is None else planner.iterations,
             BOUNDING="none" if buffers.low is None else planner.bounding,
             OPTIONS=options_of(packed, planner), num_warps=tile.warps, num_stages=tile.stages,
@@ -89,16 +89,17 @@ def tile_plans(problem: Problem, planner: SGP, rows: int, device: torch.device) 
         input_precision=planner.input_precision, streams=any(program.stream_columns for program in programs), limits=limits,
         interpreted=is_interpreted(),
     )  # fmt: skip
+    serving = tuple(tile for tile in found if fits(tile, programs, dtype, limits.shared))
     ways: dict[str, Make] = {}
-    for tile in found:
-        if fits(tile, programs, dtype, limits.shared):
-            kept = keep(tile, planner.horizon, programs[0], rows, dtype, limits=limits)
-            ways[f"tile of {tile.block_b} rows"] = _made_with(tile, kept)
+    for tile in serving:
+        taller = tall(tile, serving, planner.horizon, dtype, limits)
+        kept = keep(tile, planner.horizon, programs[0], rows, dtype, limits=limits)
+        ways[f"tile of {tile.block_b} rows"] = _made_with(tile, taller, kept)
     return ways
 
 
-def _made_with(tile: Tile, kept: bool) -> Make:
+def _made_with(tile: Tile, tall: Tile, kept: bool) -> Make:
     def make(packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> TilePlan:
-        return TilePlan(packed, planner, buffers, settled, tile, kept)
+        return TilePlan(packed, planner, buffers, settled, tile, tall, kept)
 
     return make
