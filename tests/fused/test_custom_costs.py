@@ -20,13 +20,16 @@ PLANNER = sgp.SGP(horizon=3, iterations=3, step_size=0.05, tolerance=0.0)
 PROBLEMS = 5
 
 
-def plan(given: Given, backend: str, planner: Any = PLANNER, terminal: Any = ends_high, **options: Any) -> sgp.Plan:
+def plan(
+    given: Given, backend: str, planner: Any = PLANNER, terminal: Any = ends_high, *, problems: int = PROBLEMS,
+    **options: Any,
+) -> sgp.Plan:  # fmt: skip
     made = problem(given.cost, terminal)
     for part in made.modules.values():
         part.to(DEVICE)
-    params = given.params(PROBLEMS)
+    params = given.params(problems)
     params = {n: p.to(DEVICE) for n, p in params.items()} if isinstance(params, dict) else params
-    x0 = starts(PROBLEMS).to(DEVICE)
+    x0 = starts(problems).to(DEVICE)
     goal = 0.2 * x0 if given.goal else None
     return sgp.solve(made, planner, x0, goal=goal, params=params, backend=backend, **options)
 
@@ -39,6 +42,14 @@ def test_a_traced_cost_plans_as_the_eager_planner_does(name: str, backend: str) 
     for key, t in ours.tensors().items():
         assert relative(t.float(), wanted[key].float()) < 2e-5, key
     assert "traced into the kernels" in ours.stats["cost"] and "traced into the kernels" in ours.stats["terminal"]
+
+
+@pytest.mark.parametrize("name", ["obstacles", "time"])
+def test_a_traced_cost_of_more_problems_than_a_block_has(name: str) -> None:
+    """Those of the second block have goals and params of their own, at each of the steps that lie in it."""
+    planner = replace(PLANNER, iterations=1)
+    ours, theirs = (plan(TRACEABLE[name], backend, planner, problems=19) for backend in ("fused:tile", "eager"))
+    alike(ours, theirs, 2e-5)
 
 
 SAMPLERS = {"cem": sgp.CEM(3, 2, 13, elites=5, momentum=0.1), "mppi": sgp.MPPI(3, 1, 11, temperature=0.8)}

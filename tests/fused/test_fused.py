@@ -28,7 +28,7 @@ from sgp_fast.backends.fused import backend as fused
 from sgp_fast.backends.fused.device import EagerDevice
 from sgp_fast.backends.fused.graphs import GraphCache
 from sgp_fast.backends.fused.layered import Layered
-from sgp_fast.backends.fused.tile import TilePlan
+from sgp_fast.backends.fused.tile import TilePlan, tile_plans
 from sgp_fast.backends.fused.work import Make, PlanWork
 from sgp_fast.backends.products import products_of
 from sgp_fast.kernels import reference
@@ -264,6 +264,34 @@ def test_steps_at_once_change_nothing(cost: str, monkeypatch: pytest.MonkeyPatch
         plans.append(plan(small(cost, "quadratic", "score", batch=19, horizon=7), "fused:tile", "float16"))
     for other in plans[1:]:
         equal(plans[0], other)
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_the_tiles_of_a_bucket_hold_several_steps_where_there_are(horizon: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgp_fast.backends.fused.tile.TilePlan", lambda *given: given[4:6])
+    ways = tile_plans(small().problem, planner(horizon=horizon, precision="float32"), 16, DEVICE)
+    made: list[Any] = [make(*[None] * 4) for make in ways.values()]  # pyright: ignore[reportArgumentType]
+    assert all(tall.block_b == tall.steps * tile.block_b for tile, tall in made)
+    assert any(tall.steps > 1 for _, tall in made) == (horizon > 1)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_block_writes_nothing_behind_its_scratch(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step needs a pass of its own, most of whose rows are of no step."""
+    tile, behind = Tile(16, 32, 32, 4, 2, interpreted=INTERPRETED), 4096
+    tall, wholes = replace(tile, block_b=steps * tile.block_b, steps=steps), []
+
+    def make(packed: Any, settings: sgp.SGP, buffers: Any, settled: int) -> TilePlan:
+        regime = TilePlan(packed, settings, buffers, settled, tile, tall, True)
+        for name in ("_scratch", "_scratch32"):
+            own = getattr(regime, name)
+            wholes.append(own.new_full((len(own) + behind,), float("nan")))
+            setattr(regime, name, wholes[-1][: len(own)])
+        return regime
+
+    through(monkeypatch, "tile", make)
+    plan(small("learned", "value", "score", dynamics=ENDS["block"], batch=3, horizon=5), "fused:tile")
+    assert len(wholes) == 2 and all(whole[-behind:].isnan().all() for whole in wholes)
 
 
 def test_the_layered_workspace_is_written_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
