@@ -37,7 +37,8 @@ def activate(h, KIND: tl.constexpr, EXACT: tl.constexpr = True):
 def activate_vjp(g, h, KIND: tl.constexpr):
     """`g · act'(h)`, element by element."""
     if KIND == "relu":
-        # Of a choice between 0 and g the compiler makes something that has asynchronous products wait for each other.
+        # A product: with a choice between 0 and g, asynchronous products wait for each other (ptxas, C7514). Where h ≤ 0
+        # an infinite g gives NaN, and a NaN stays one, as in native code; PyTorch has zeros there.
         return g * tl.where(h <= 0, 0.0, 1.0)
     elif KIND == "elu":
         return g * tl.exp(tl.minimum(h, 0.0, propagate_nan=tl.PropagateNan.ALL))

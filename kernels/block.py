@@ -27,7 +27,7 @@ def normalised(z, model, owner):
 
 @triton.jit
 def park(ptr, values, owner, TILE: tl.constexpr):
-    """Set a tile of z aside while a network has the registers; a barrier of the network's lies before `parked`."""
+    """Set a tile of z aside while a network has the registers; a barrier has to lie before `parked`."""
     COLUMNS: tl.constexpr = values.shape[1]
     tl.debug_barrier()  # what lay there before may still be read
     store_rows(owner, ptr, values, columns_of(owner, COLUMNS), COLUMNS, TILE)
