@@ -261,7 +261,8 @@ def test_steps_at_once_change_nothing(cost: str, monkeypatch: pytest.MonkeyPatch
     for steps in (1, 2, 4):
         tall = replace(tile, block_b=steps * tile.block_b, steps=steps)
         through(monkeypatch, f"tile {steps}", partial(TilePlan, tile=tile, tall=tall, kept=True))
-        plans.append(plan(small(cost, "quadratic", "score", batch=19, horizon=7), "fused:tile", "float16"))
+        case = small(cost, "quadratic", "score", batch=19, horizon=7, **limits("tanh each", 19))
+        plans.append(plan(case, "fused:tile", "float16", bounding="tanh"))
     for other in plans[1:]:
         equal(plans[0], other)
 
