@@ -182,7 +182,8 @@ def launches(arch: int) -> Iterator[Launch]:
         for vjp in (False, True):
             yield _network(name, packed, tile, vjp)
     yield _layered(1024)
-    yield plan(256, "bf16", picked(256, "bf16")[0], traced=True)
+    for tile in (picked(256, "bf16")[0], picked(256, "bf16")[-1]):
+        yield plan(256, "bf16", tile, traced=True)
     yield _rollout(256, "bf16", picked(256, "bf16")[0], "candidates", traced=True)
     if arch in PROGRAMS:
         for width, problems, dtype in GRIDS:

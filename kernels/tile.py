@@ -1,7 +1,7 @@
 """Tile regime: one program plans a block of problems, all iterations in one launch.
 
     rows of one program    ┌ t = 0 … T−1   x_{t+1} = x_t + scale ⊙ dynamics(x_t, u_t)
-    [BLOCK_B, columns]     │ all t         score, cost and its gradient at (x_t, u_t):  p_t = ∂_z c − β s
+    [BLOCK_B, columns]     │ all t         score, cost and its gradient at (x_t, u_t), the pull  p_t = ∂_z c − β s
     times iterations       │ t = T−1 … 0   the dynamics' input-gradient:  (λ, g_t) = p_t + (λ, 0) + (∂_z f)ᵀ λ
                            └ judge, Adam, projection
 
@@ -83,18 +83,19 @@ def plan_kernel(
         marked = tl.load(search.diverged + _rows(block, TILE), mask=_rows(block, TILE) < rows_total, other=0)
         first += (tl.max(marked.to(tl.int32), 0) == 0).to(tl.int32)  # a pass is one iteration: none is left then
 
-    # Where in shared memory an inlined part changes layouts is computed before all loops and held in registers, which a part
-    # that is called does not ask for. But there, products of 64 rows, which are asynchronous, wait for one another.
-    ROLL_OUT: tl.constexpr = _roll_out_called if TILE.block_b < 64 else _roll_out
-    ADD_UP: tl.constexpr = _add_up_called if TALL.block_b < 64 else _add_up
-    PULL_BACK: tl.constexpr = _pull_back_called if TILE.block_b < 64 else _pull_back
+    # Inlined, the places in shared memory by which either tile changes layouts are computed before all loops, and held in
+    # registers; called, they are not. But across a call, asynchronous products (those of 64 rows) wait for one another.
+    APART: tl.constexpr = TALL.steps > 1
+    ROLL_OUT: tl.constexpr = _roll_out_called if APART else _roll_out
+    COSTS_AND_SCORES: tl.constexpr = _costs_and_scores_called if APART and TALL.block_b < 64 else _costs_and_scores
+    PULL_BACK: tl.constexpr = _pull_back_called if APART else _pull_back
     for i in range(first, last):
         tl.debug_barrier()  # the step before wrote v in another layout
         ROLL_OUT(
             dynamics, terminal, scale_ptr, costs, at, search, block, DYNAMICS, TERMINAL, TILE, T, NX, NU, BOUNDING, KEEP,
             SIZES, LAST_FUNCTION, PARAMS,
         )  # fmt: skip
-        ADD_UP(
+        COSTS_AND_SCORES(
             score, cost, costs, at, search, gain_ptr, beta_ptr, level_ptr, i, block, DYNAMICS, SCORE, COST, TALL, T, NX, NU,
             BOUNDING, SIZES, FUNCTION, PARAMS,
         )  # fmt: skip
@@ -154,7 +155,7 @@ def _roll_out(
 
 
 @triton.jit
-def _add_up(
+def _costs_and_scores(
     score, cost, costs, at, search, gain_ptr, beta_ptr, level_ptr, i, block, DYNAMICS: tl.constexpr, SCORE: tl.constexpr,
     COST: tl.constexpr, TALL: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, BOUNDING: tl.constexpr,
     SIZES: tl.constexpr, FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
@@ -209,7 +210,7 @@ def _pull_back(
 
 
 _roll_out_called = triton.jit(noinline=True)(_roll_out.fn)
-_add_up_called = triton.jit(noinline=True)(_add_up.fn)
+_costs_and_scores_called = triton.jit(noinline=True)(_costs_and_scores.fn)
 _pull_back_called = triton.jit(noinline=True)(_pull_back.fn)
 
 
@@ -223,7 +224,7 @@ def _rows(block, TILE: tl.constexpr):
 def _place(t, block, STEPS: tl.constexpr, TILE: tl.constexpr):
     """Of each row of a tile: its problem, as `_rows`; its step, t or one of those behind it; whether it is there.
 
-    The step is one number where the tile holds one. There are STEPS in all.
+    The step is one number where the tile holds one. STEPS are those of the tensor at hand: T + 1 of states.
     """
     if TILE.steps == 1:
         problem = _rows(block, TILE)
@@ -256,7 +257,7 @@ def _store_states(
 
 @triton.jit
 def _load_goals(ptr, t, block, COLUMNS: tl.constexpr, NX: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr):
-    """The goals `[rows, NX]` of the rows' problems, zeros behind them."""
+    """The goals `[rows, NX]` of the problems of a tile's rows, which are there as in `_place`; zeros behind them."""
     problem, _, inside = _place(t, block, STEPS, TILE)
     cols = columns_of(block, COLUMNS)
     mask = inside[:, None] & (cols < NX)[None, :]

@@ -99,8 +99,9 @@ _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
     },
 }
 
-# Those that take the last register of sm_90: on sm_80 and sm_100 they spill some bytes. By kind, columns and rows.
-_SM_90_ALONE = {("16-bit", 512, 32), ("16-bit", 1024, 16)}
+# Those that spill some bytes on other chips, by kind, columns and rows.
+_SM_90_ALONE = {("16-bit", 1024, 16)}
+_FROM_SM_90 = {("16-bit", 512, 32)}
 
 
 def tiles(
@@ -124,8 +125,8 @@ def tiles(
         return (Tile(16, 32, 32, 4, 2, input_precision, True),)
     known = _TILES[kind].items()
     columns, found = next((at for at in known if _accumulated(widest_whole_row, widest, at[1]) <= at[0]), (0, ()))
-    if limits.capability != 90:
-        found = tuple(tile for tile in found if (kind, columns, tile.block_b) not in _SM_90_ALONE)
+    spilling = _SM_90_ALONE if limits.capability > 90 else _SM_90_ALONE | _FROM_SM_90 if limits.capability < 90 else set()
+    found = tuple(tile for tile in found if (kind, columns, tile.block_b) not in spilling)
 
     def expected(tile: Tile) -> tuple[float, int]:
         programs = -(-rows // (tile.block_b * limits.multiprocessors))
@@ -144,7 +145,7 @@ def tiles(
 def tall(tile: Tile, among: tuple[Tile, ...], horizon: int, dtype: torch.dtype, limits: DeviceLimits = H200) -> Tile:
     """The tile of what does not wait for the step before, costs and scores: several steps of `tile`'s problems at once.
 
-    Of those `among` which as many warps work, the one that takes the least
+    Of those `among` which have as many warps, the one that takes the least
 
         passes over the T steps × max(2 · BLOCK_B / flops, size of a weight / bandwidth)
 
@@ -218,7 +219,7 @@ class Sizes:
     """One program's scratch: numbers in all, and where each part begins, in the products' dtype and in float32.
 
     scratch    y, two slots of the widest row │ `saved` by the dynamics, of T steps or one │ `cost_saved`
-    scratch32  streams, two slots │ `moments` of the dynamics │ `cost_moments` │ `form`, a row of z │ `pull`, of every step
+    scratch32  streams, two slots │ `moments` of the dynamics │ `cost_moments` │ `form`, a tile of z │ `pull`, of all steps
     """
 
     scratch: int

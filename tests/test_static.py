@@ -126,7 +126,7 @@ def test_a_matrix_kernel_and_the_pointwise_kernels_keep_their_limits(tmp_path: P
     assert row["bytes_us"] > 0 and row["flops_us"] > 0
     assert all("kernel" in row["kernel"] for row in check(tmp_path, "--arch", "90", "--only", "layered"))
     assert len(check(tmp_path, "--arch", "90", "--only", "SRPO policy")) == 2
-    assert len(check(tmp_path, "--arch", "90", "--only", "traced cost")) == 3
+    assert len(check(tmp_path, "--arch", "90", "--only", "traced cost")) == 4
 
 
 @pytest.mark.slow

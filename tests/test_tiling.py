@@ -60,11 +60,11 @@ def test_tensor_memory_asks_for_small_blocks() -> None:
     assert max(tile.block_b for tile in tiles(256, 256, torch.bfloat16, 1 << 20, limits=replace(H200, capability=100))) == 32
 
 
-@pytest.mark.parametrize("capability", [80, 100])
-def test_tiles_that_take_the_last_register_are_for_the_one_chip_that_has_it(capability: int) -> None:
+@pytest.mark.parametrize(("capability", "rows"), [(80, {16}), (90, {16, 32}), (100, {16, 32})])
+def test_tiles_are_for_the_chips_that_have_the_registers(capability: int, rows: set[int]) -> None:
     limits = replace(H200, capability=capability)
-    assert {tile.block_b for tile in tiles(512, 512, torch.bfloat16, 1 << 20, limits=limits)} == {16}
-    assert tiles(1024, 1024, torch.bfloat16, 1 << 20, limits=limits) == ()
+    assert {tile.block_b for tile in tiles(512, 512, torch.bfloat16, 1 << 20, limits=limits)} == rows
+    assert bool(tiles(1024, 1024, torch.bfloat16, 1 << 20, limits=limits)) == (capability == 90)
 
 
 def test_residuals_ask_for_small_blocks() -> None:
