@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -39,6 +40,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     # The rename survives a power cut only once the folder's entry is on disk; Windows cannot open a folder for that.
     if os.name == "posix":
         _flush(path.parent, os.O_RDONLY)
+
+
+def remove_parts(path: Path) -> None:
+    """Delete what killed writers of `path` left beside it. Nobody may be writing it."""
+    for part in path.parent.glob(f".{glob.escape(path.stem)}-????????.part{glob.escape(path.suffix)}"):
+        part.unlink(missing_ok=True)
 
 
 def _flush(path: Path, flags: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sgp_fast._files import atomic_path
+from sgp_fast._files import atomic_path, remove_parts
 
 
 def test_takes_the_place_of_the_old_file_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -45,6 +45,12 @@ def test_a_kill_keeps_the_old_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=Path(__file__).parents[1])
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
+    others = [tmp_path / name for name in ("plan.json", ".plans-01234567.part.json", ".plan-01234567.part.npz")]
+    for other in others[1:]:
+        other.write_text("of another file")
+    assert len(os.listdir(tmp_path)) == 4
+    remove_parts(path)
+    assert {*tmp_path.iterdir()} == {*others}
 
 
 def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:

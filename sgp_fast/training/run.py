@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .._files import remove_parts
 from .._version import __version__
 from ..costs import LearnedCost
 from ..models import Dynamics, Score
@@ -67,6 +68,7 @@ def train(
         elif (home / MODELS_FILE).is_file():
             models = load_models(home)
             check_identity(home / MODELS_FILE, _identity_of(models.info), identity)
+            _clear(home)
             return models
 
     train_data, validation_data = _split(data, config)
@@ -92,7 +94,7 @@ def train(
         # In this order: where models are, the history is, and a run killed in between is taken up from its checkpoints.
         write_json(home / HISTORY_FILE, {name: record.history for name, record in records.items()})
         models.save(home)
-        _remove_checkpoints(home)
+        _clear(home)
     return models
 
 
@@ -186,14 +188,16 @@ def _discard(home: Path) -> None:
     """Delete what a run left in its folder, the models first: a run killed in between must not look finished."""
     for name in (MODELS_FILE, HISTORY_FILE):
         (home / name).unlink(missing_ok=True)
-    _remove_checkpoints(home)
+    _clear(home)
 
 
-def _remove_checkpoints(home: Path) -> None:
-    """Delete the checkpoints, and what a kill in the middle of writing one left beside them."""
+def _clear(home: Path) -> None:
+    """Delete the checkpoints, and what a kill in the middle of writing any file of the run left beside it."""
     folder = home / CHECKPOINTS
-    for name in NETWORKS:
-        for path in (*folder.glob(f".{name}-*.part.safetensors"), folder / f"{name}.safetensors"):
-            path.unlink(missing_ok=True)
+    checkpoints = [folder / f"{name}.safetensors" for name in NETWORKS]
+    for path in (home / MODELS_FILE, home / HISTORY_FILE, *checkpoints):
+        remove_parts(path)
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

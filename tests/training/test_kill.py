@@ -49,6 +49,8 @@ def test_an_unfinished_run_refuses_other_settings(tmp_path: Path) -> None:
     assert killed_run.finish(pid) == -9 and killed_run.reached(str(tmp_path)) == {"dynamics": 10}
     with pytest.raises(ValueError, match="dynamics.safetensors was trained on other data"):
         sgp.train(linear_system(seed=4), CONFIG, tmp_path, progress=False)
+    for name in (".history-01234567.part.json", ".models-01234567.part.safetensors"):  # of a kill in the last moments
+        (tmp_path / name).touch()
     models = sgp.train(linear_system(seed=4), CONFIG, tmp_path, resume=False, progress=False)
-    assert not (tmp_path / "checkpoints").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"models.safetensors", "history.json", "tensorboard"}
     assert models.info["networks"]["dynamics"]["steps"] <= CONFIG.steps
