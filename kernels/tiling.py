@@ -99,9 +99,8 @@ _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
     },
 }
 
-# Those that spill some bytes on other chips, by kind, columns and rows.
-_SM_90_ALONE = {("16-bit", 1024, 16)}
-_FROM_SM_90 = {("16-bit", 512, 32)}
+# By kind, columns and rows: the capabilities of those that spill some bytes on other chips.
+_CHIPS = {("16-bit", 512, 32): range(90, 1000), ("16-bit", 1024, 16): (90,)}
 
 
 def tiles(
@@ -125,8 +124,8 @@ def tiles(
         return (Tile(16, 32, 32, 4, 2, input_precision, True),)
     known = _TILES[kind].items()
     columns, found = next((at for at in known if _accumulated(widest_whole_row, widest, at[1]) <= at[0]), (0, ()))
-    spilling = _SM_90_ALONE if limits.capability > 90 else _SM_90_ALONE | _FROM_SM_90 if limits.capability < 90 else set()
-    found = tuple(tile for tile in found if (kind, columns, tile.block_b) not in spilling)
+    anywhere = (limits.capability,)
+    found = tuple(tile for tile in found if limits.capability in _CHIPS.get((kind, columns, tile.block_b), anywhere))
 
     def expected(tile: Tile) -> tuple[float, int]:
         programs = -(-rows // (tile.block_b * limits.multiprocessors))
