@@ -6,6 +6,7 @@ named one, to be carried to a machine that has it, which must have the same trit
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import time
@@ -18,10 +19,12 @@ from typing import Any
 
 import torch
 
+from .cases import Case
 from .sweep import Spec
 
 # Ways that a regime may have for a size.
 MOST = {"tile": 3, "layered": 1, "grid": 1}
+SAMPLED = "mppi command"  # the rung of our sampling planners whose kernels are compiled, where a case asks for it
 Job = tuple[Spec, str, int]
 
 
@@ -30,7 +33,7 @@ def compile_all(specs: Iterable[Spec], seconds: float, arch: int | None = None) 
 
     arch  of a GPU that is not here; None compiles for the one that is
     """
-    jobs = _in_order((spec, regime, number) for spec in specs for regime in MOST for number in range(MOST[regime]))
+    jobs = _in_order((spec, *way) for spec in specs for way in _ways(spec))
     workers = min(len(jobs), os.cpu_count() or 1)
     until, left = time.monotonic() + seconds, len(jobs)
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
@@ -63,13 +66,13 @@ def compile_one(spec: Spec, regime: str, number: int, arch: int | None) -> str |
     case = spec.make().to("cpu" if arch else "cuda:0")
     once = replace(case.planner, iterations=1)
     job, size = job_of(case.problem, once, case.x0), bucket(len(case.x0))
-    ways = list(candidates_of(job, size, regime).items())
+    ways = [(SAMPLED, None)] if regime == SAMPLED else list(candidates_of(job, size, regime).items())
     if number >= len(ways):
         return None
     name, make = ways[number]
     try:
         with launching_nothing(arch):
-            PlanWork(job.problem, job, size, case.device, make).body()
+            _sampling(case) if make is None else PlanWork(job.problem, job, size, case.device, make).body()
     except ValueError:
         return None  # what the regime does not cover
     except Exception as why:
@@ -77,8 +80,37 @@ def compile_one(spec: Spec, regime: str, number: int, arch: int | None) -> str |
     return f"{case.name}, {name}: {time.perf_counter() - began:.0f} s"
 
 
+def _ways(spec: Spec) -> list[tuple[str, int]]:
+    """Regimes and numbers of their ways that a case may be planned by."""
+    if SAMPLED in (spec.rungs or ()):
+        return [(SAMPLED, 0)]
+    return [(regime, number) for regime in MOST for number in range(MOST[regime])]
+
+
+def _sampling(case: Case) -> None:
+    from sgp_fast.backends.fused.graphs import bucket
+    from sgp_fast.backends.fused.rollout import RolloutWork, tile_of
+    from sgp_fast.backends.sampling import SamplingJob
+    from sgp_fast.inputs import read_inputs
+
+    from .peers.models import COMMAND
+    from .sampling import mppi
+
+    planner, problem, score = mppi(case, COMMAND).planner, case.problem, case.problem.score
+    given = read_inputs(problem, planner, case.x0, goal=None, params=None, init=case.init)
+    job = SamplingJob(
+        problem=problem, planner=planner, x0=given.x0, mean=case.init, std=torch.ones_like(case.init), low=given.low,
+        high=given.high, goal=given.goal, params=given.params, level=score.levels - 1 if score else 0, penalty=0.0, seed=0,
+        keys=torch.arange(len(case.x0), device=case.device), deadline=math.inf,
+    )  # fmt: skip
+    size = bucket(len(case.x0))
+    tile = tile_of(problem, planner, size * planner.samples, case.device)
+    assert tile is not None
+    RolloutWork(job, size, tile).body()
+
+
 def launching_nothing(arch: int | None) -> Any:
-    """Inside, launches of Triton kernels compile them and no more."""
+    """Inside, launches of Triton kernels compile them and no more; for another chip, `torch.mm` does nothing either."""
     from triton.runtime.jit import JITFunction
 
     stack = ExitStack()
@@ -86,6 +118,9 @@ def launching_nothing(arch: int | None) -> Any:
         from .offline import targeting
 
         stack.enter_context(targeting(arch))
+        multiply = torch.mm
+        torch.mm = lambda a, b, *, out=None: multiply(a, b) if out is None else out  # a CPU would take minutes
+        stack.callback(setattr, torch, "mm", multiply)
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:

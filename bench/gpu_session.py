@@ -2,6 +2,7 @@
 
     prepare   the kernels of all cases, compiled where there is no GPU
     device    what the device is
+    smoke     one plan of each regime against float64, which takes no compiling: what else is worth the time
     parity    fused plans against eager ones in float64, where the tests cannot run
     compile   the kernels of all cases, many at once
     aims      few problems, and many, in bf16, against the best of the ladder: what the kernels were written for
@@ -10,6 +11,7 @@
     grid      few problems through the grid regime, which stands apart since a barrier may wait for ever
     cold      import, first plan, and what pays them back
     kernels   one small plan of each regime, for a sanitizer to watch
+    hot       BACKEND WIDTH PROBLEMS: two iterations in bf16, for Nsight Compute to watch
     more      the rest of the sweep
     table     what $WORK holds, in short
 
@@ -36,7 +38,7 @@ from .cases import Case, make_case
 from .rows import CeilingRow, ColdRow, PlanRow, StageRow
 from .run import Run, Settings
 from .rungs import RUNGS
-from .sweep import BEST, Spec
+from .sweep import Spec
 
 WORK = Path(os.environ.get("WORK", "gpu-session"))
 DRY = bool(os.environ.get("DRY"))
@@ -46,12 +48,14 @@ GRID = "fused:grid"
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
 # What is tried without a GPU.
 TRIED = (Spec(32, 4, iterations=3), Spec(48, 2, iterations=3))
-# Rungs for the aims; the compiled ones, of which each takes a minute before its first plan, are in the ladder.
-AIMED = tuple(name for name in BEST if name not in ("compile", "compiled", GRID))
+# Rungs for the aims: the best of others and ours. What Python starts operator by operator is slower than its graph, the
+# compiled one takes a minute before its first plan, and both are in the ladder.
+AIMED = ("cuda graph", "jax", "fused:tile", "fused:layered", "auto")
 AIMS = tuple(Spec(w, b, precision="bfloat16", rungs=AIMED) for w, b in (*sweep.LATENCY, *sweep.THROUGHPUT))
+SAMPLED = (Spec(256, 1, precision="bfloat16", rungs=("pytorch_mppi command", "mppi command")),)
 LADDER = tuple(Spec(width, problems) for width, problems in sweep.PUBLISHED)
 COMPILED = (
-    *AIMS, *LADDER,
+    *AIMS, *SAMPLED, *LADDER,
     *(Spec(w, b, precision=p) for p in ("tf32", "float16", "bfloat16") for w, b in sweep.PUBLISHED),
 )  # fmt: skip
 LENT = 90  # sm_90: an H100 or H200
@@ -70,7 +74,7 @@ def compiling(seconds: float) -> int:
 
 
 def aims(seconds: float) -> int:
-    return _ladder(AIMS, seconds)
+    return _ladder((*AIMS, *SAMPLED), seconds)
 
 
 def published(seconds: float) -> int:
@@ -131,23 +135,39 @@ def kernels() -> int:
     return 0
 
 
+def hot(backend: str, width: str, problems: str) -> int:
+    case = make_case(int(width), int(problems), iterations=2, precision="bfloat16").to(DEVICE)
+    plan = _plan(case, backend)
+    print(plan.stats)
+    return 0
+
+
+def smoke() -> int:
+    backends = ("eager", "compiled") if DRY else (*FUSED, GRID)
+    return _parity(product((256,), ("bfloat16",), backends, (1, 64)))
+
+
 def parity() -> int:
+    return _parity(product((48, 256, 512, 1024), PRECISIONS, FUSED, (1, 65)))
+
+
+def _parity(cases: Iterable[tuple[int, Precision, str, int]]) -> int:
     """Controls and states after two iterations: at most twice eager's error at the same precision, with a floor."""
     wrong = 0
-    for width, precision, backend, batch in product((48, 256, 512, 1024), PRECISIONS, FUSED, (1, 65)):
+    for width, precision, backend, batch in cases:
         case = make_case(width, batch, iterations=2, precision=precision).to(DEVICE)
         exact = _plan(case.in_precision("float64"), "eager")
         try:
             ours, plain = _plan(case, backend), _plan(case, "eager")
         except ladder.REASONS as why:
             wrong += not isinstance(why, ValueError)  # what is refused on purpose
-            print(f"{case.name}, {backend}: {ladder.one_line(why)}")
+            print(f"{case.name}, {backend}: {ladder.one_line(why)}", flush=True)
             continue
         for name in ("x", "u"):
             error, limit = (_error(getattr(plan, name), getattr(exact, name)) for plan in (ours, plain))
             right = error <= 2 * limit + 1e-6
             wrong += not right
-            print(f"{case.name}, {backend}: {name} {error:.1e}, eager's {limit:.1e}{'' if right else ': WRONG'}")
+            print(f"{case.name}, {backend}: {name} {error:.1e}, eager's {limit:.1e}{'' if right else ': WRONG'}", flush=True)
     print(f"{wrong} of the plans are wrong")
     return int(wrong > 0)
 
@@ -210,7 +230,7 @@ def _error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 UNTIMED: dict[str, Callable[[], int]] = {
-    "prepare": prepare, "device": device, "parity": parity, "kernels": kernels, "table": table,
+    "prepare": prepare, "device": device, "smoke": smoke, "parity": parity, "kernels": kernels, "table": table,
 }  # fmt: skip
 TIMED: dict[str, Callable[[float], int]] = {
     "compile": compiling, "aims": aims, "ladder": published, "profile": profile, "grid": grid, "cold": cold_costs,
@@ -223,7 +243,10 @@ def main(arguments: list[str]) -> int:
         return UNTIMED[arguments[0]]()
     if len(arguments) == 2 and arguments[0] in TIMED:
         return TIMED[arguments[0]](float(arguments[1]))
-    print(f"usage: python -m bench.gpu_session {'|'.join(UNTIMED)}, or {'|'.join(TIMED)} SECONDS", file=sys.stderr)
+    if len(arguments) == 4 and arguments[0] == "hot":
+        return hot(*arguments[1:])
+    usage = f"{'|'.join(UNTIMED)}, {'|'.join(TIMED)} SECONDS, or hot BACKEND WIDTH PROBLEMS"
+    print(f"usage: python -m bench.gpu_session {usage}", file=sys.stderr)
     return 2
 
 

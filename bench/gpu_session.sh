@@ -5,7 +5,7 @@
 #     sh bench/gpu_session.sh prepare
 #
 # Parts, by priority, with the seconds that each may take; all of them without a name:
-PARTS="device:30 compile:150 tests:210 aims:190 ladder:150 profile:60 gridtests:120 grid:90 cold:240 sanitizer:200 others:200 more:200"
+PARTS="device:30 smoke:60 compile:150 counters:120 tests:210 aims:190 ladder:150 profile:60 gridtests:120 grid:90 cold:240 sanitizer:200 others:200 more:200"
 # From the repository's root, with python3, torch and triton; nothing is installed. `tests` are those that need a GPU, and what
 # nothing else runs there, `others` all the rest of the kernels'; they want pytest and hypothesis, and run side by side where
 # there is pytest-xdist. Each part has a log and a limit, and one that fails does not stop the next. The
@@ -77,6 +77,24 @@ others() {
         --ignore=tests/fused/test_receding.py --ignore=tests/fused/test_sampling.py --ignore=tests/kernels/test_cpu.py
 }
 
+# Where the hot kernels wait: by section, and instruction by instruction.
+counters() {
+    tool=$(PATH=$PATH:/usr/local/cuda/bin command -v ncu)
+    if [ -z "$tool" ]; then
+        echo "not run: there is no Nsight Compute here"
+        [ -n "$DRY" ]
+        return
+    fi
+    for what in "fused:tile 256 16384" "fused:grid 256 1" "fused:grid 1024 64" "fused:tile 256 1024"; do
+        name=ncu-$(echo "$what" | tr ': ' '--')
+        # shellcheck disable=SC2086
+        "$tool" --clock-control none -k regex:"plan_kernel|grid_kernel" --launch-count 1 --set full -f -o "$WORK/$name" \
+            "$PYTHON" -m bench.gpu_session hot $what || return 1
+        "$tool" --import "$WORK/$name.ncu-rep" --page details > "$WORK/$name.log"
+        "$tool" --import "$WORK/$name.ncu-rep" --page source --print-details all --csv > "$WORK/$name.csv"
+    done
+}
+
 sanitizer() {
     "$PYTHON" -m bench.gpu_session kernels || return 1  # compiles
     tool=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
@@ -96,7 +114,7 @@ sanitizer() {
 
 # What comes back: the archive, whole at every moment, and traces that are not too long.
 pack() {
-    (cd "$WORK" && tar czf .session.tar.gz commit $(ls | grep -E '\.(log|jsonl|done)$')) || return
+    (cd "$WORK" && tar czf .session.tar.gz commit $(ls | grep -E '\.(log|jsonl|csv|done)$')) || return
     mv "$WORK/.session.tar.gz" "$OUT/.session.tar.gz" && mv "$OUT/.session.tar.gz" "$OUT/session.tar.gz"
     find "$WORK" -maxdepth 1 -name 'trace-*.json.gz' -size -15M -exec cp {} "$OUT/" \;
 }
@@ -134,7 +152,8 @@ for step in $PARTS; do
     [ "$left" -lt "$limit" ] && limit=$left
     echo "== $name, at most $limit s"
     case $name in
-        device | tests | gridtests | sanitizer | others) set -- env "STEP=$name" sh bench/gpu_session.sh ;;
+        device | counters | tests | gridtests | sanitizer | others) set -- env "STEP=$name" sh bench/gpu_session.sh ;;
+        smoke) set -- "$PYTHON" -m bench.gpu_session smoke ;;
         *) set -- "$PYTHON" -m bench.gpu_session "$name" $((limit - 20)) ;;  # torch is imported in some of it
     esac
     started=$(date +%s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ import sgp_fast as sgp
 from sgp_fast.sampling import Sampler
 
 from .cases import Case
-from .peers.models import SAMPLING, Sampling
+from .peers.models import COMMAND, SAMPLING, Sampling
 from .rung import Rung
 
 
@@ -59,8 +60,8 @@ def _spread(case: Case, settings: Sampling) -> tuple[float, ...]:
     return tuple((settings.spread * (high - low)).expand(case.init.shape[-1]).tolist())
 
 
-_BUDGET = f"{SAMPLING.iterations} × {SAMPLING.candidates} candidates"
 RUNGS = (
-    Rung("mppi", f"sgp_fast MPPI, {_BUDGET}", "ours", mppi, exact=False),
-    Rung("cem", f"sgp_fast CEM, {_BUDGET}", "ours", cem, exact=False),
+    Rung("mppi", f"sgp_fast MPPI, {SAMPLING.budget}", "ours", mppi, exact=False),
+    Rung("mppi command", f"sgp_fast MPPI, {COMMAND.budget}", "ours", partial(mppi, settings=COMMAND), exact=False),
+    Rung("cem", f"sgp_fast CEM, {SAMPLING.budget}", "ours", cem, exact=False),
 )

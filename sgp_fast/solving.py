@@ -88,8 +88,9 @@ def _solve(
     prepared = chosen.prepare(problem, planner, inputs.x0.device)
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
 
-    chunk = _chunk_size(problem, planner, inputs.nx, inputs.nu)
-    plans, chunks = [], range(0, len(inputs.x0), chunk)
+    batch = len(inputs.x0)
+    chunk = -(-batch // -(-batch // _chunk_size(problem, planner, inputs.nx, inputs.nu)))  # alike, not full ones and a rest
+    plans, chunks = [], range(0, batch, chunk)
     for number, first in enumerate(chunks):
         now = time.monotonic()  # chunks share the time that is left alike: none may starve those behind it
         until = now + (deadline - now) / (len(chunks) - number) if deadline < math.inf else math.inf

@@ -378,6 +378,17 @@ def test_a_problem_alone_among_others_and_in_chunks(backend: Backend, kind: str,
     same(alone, together.select(torch.tensor([0])))
 
 
+def test_chunks_are_alike() -> None:
+    """None is full and another nearly empty: a backend with buckets would fill both up."""
+    from sgp_fast.solving import bytes_per_problem
+
+    case = cases.case("learned", batch=8)
+    limit = 7 * bytes_per_problem(case.problem, planner(), NX, NU)
+    shown = Recorder()
+    plan = sgp.solve(case.problem, planner(iterations=1, memory_limit=limit), case.x0, backend="eager", callback=shown)
+    assert plan.stats["chunks"] == 2 and [len(at.u) for at in shown.seen] == [4, 4]
+
+
 def same(a: sgp.Plan, b: sgp.Plan) -> None:
     """Equal but for rounding in every tensor, NaN at the same places."""
     one, two = a.tensors(), b.tensors()

@@ -15,9 +15,11 @@ no terminal cost and no penalty on changes. All else is Unavailable, with the re
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..cases import Case
 from ..rung import Rung
-from .models import SAMPLING
+from .models import COMMAND, SAMPLING
 from .pytorch_mppi_plan import PytorchMPPI, pytorch_mppi
 from .torchrl_plan import torchrl_cem, torchrl_mppi
 from .worldmodel_plan import stable_worldmodel
@@ -27,11 +29,15 @@ def _batched(case: Case) -> PytorchMPPI:
     return pytorch_mppi(case, batched=True)
 
 
-_BUDGET = f"{SAMPLING.iterations} × {SAMPLING.candidates} candidates"
+_BUDGET = SAMPLING.budget
 RUNGS: tuple[Rung, ...] = (
     Rung("pytorch_mppi", f"pytorch_mppi MPPI, {_BUDGET}", "peer", pytorch_mppi, single=True, exact=False),
+    Rung(
+        "pytorch_mppi command", f"pytorch_mppi MPPI, {COMMAND.budget}", "peer", partial(pytorch_mppi, settings=COMMAND),
+        single=True, exact=False,
+    ),
     Rung("pytorch_mppi batched", f"pytorch_mppi MPPI_Batched, {_BUDGET}", "peer", _batched, exact=False),
     Rung("torchrl mppi", f"TorchRL MPPI, {_BUDGET}", "peer", torchrl_mppi, exact=False),
     Rung("torchrl cem", f"TorchRL CEM, {_BUDGET}", "peer", torchrl_cem, exact=False),
     Rung("stable-worldmodel", "stable-worldmodel gradient solver", "peer", stable_worldmodel),
-)
+)  # fmt: skip

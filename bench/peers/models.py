@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -14,6 +14,7 @@ import sgp_fast as sgp
 from sgp_fast._optional import require
 from sgp_fast.costs import CustomCost
 from sgp_fast.models import cast
+from sgp_fast.planner import Precision
 from sgp_fast.problem import AutogradDynamics
 
 from ..cases import Case
@@ -22,7 +23,7 @@ from ..rung import Unavailable
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the sampling planners. All evaluate `iterations × candidates` control sequences a problem: 2560.
+    """Settings of the sampling planners. All evaluate `iterations × candidates` control sequences a problem.
 
     candidates    sequences drawn at once; 512 and 64 elites as in TD-MPC (Hansen et al. 2022, arXiv 2203.04955)
     elites        the cheapest ones, which TorchRL's planners refit their distribution to
@@ -43,12 +44,19 @@ class Sampling:
     seed: int = 0
     rows: int = 1 << 18
 
+    @property
+    def budget(self) -> str:
+        """For labels: `5 × 512 candidates`."""
+        return f"{self.iterations} × {self.candidates:,} candidates"
+
     def blocks(self, x0: Tensor) -> tuple[Tensor, ...]:
         """A batch `[B, ...]` in pieces whose candidates are evaluated at once."""
         return x0.split(max(1, self.rows // self.candidates))
 
 
 SAMPLING = Sampling()
+# One command of a controller that draws many.
+COMMAND = Sampling(candidates=4096, iterations=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +79,11 @@ class Models:
         return (cost.function(x, u) if isinstance(cost, CustomCost) else cost(x, u)).reshape(x.shape[:-1])
 
 
-def models_of(case: Case) -> Models:
-    """The models of a case; raises Unavailable for one that is not covered."""
+def models_of(case: Case, precisions: Collection[Precision] = ("float32",)) -> Models:
+    """The models of a case, with products in its precision; raises Unavailable for one that is not covered."""
     problem, planner = case.problem, case.planner
     reasons = {
-        f"plans in float32, and the case is in {planner.precision}": planner.precision != "float32",
+        f"plans in {' or '.join(precisions)}, and the case is in {planner.precision}": planner.precision not in precisions,
         "steps the dynamics by value, and these have only `vjp`": not callable(problem.dynamics)
         and not isinstance(problem.dynamics, AutogradDynamics),
         "takes a cost of (x, u), and this one is another": not isinstance(problem.cost, sgp.LearnedCost | sgp.QuadraticCost)
@@ -88,9 +96,9 @@ def models_of(case: Case) -> Models:
         if holds:
             raise Unavailable(reason)
     low, high = _bounds(case)
-    problem = problem.prepared(torch.float32, torch.float32, case.device)
+    problem = problem.prepared(torch.float32, planner.product_dtype, case.device)
     frozen = {
-        name: cast(part, torch.float32, torch.float32)
+        name: cast(part, torch.float32, planner.product_dtype)
         for name, part in problem.modules.items()
         if any(weight.requires_grad for weight in part.parameters())
     }

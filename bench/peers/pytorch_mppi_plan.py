@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgp_fast.planner import Precision
+
 from ..cases import Case
 from .models import SAMPLING, Models, Sampling, load, models_of, seeded
+
+# Its own arithmetic is float32; the models that it calls may multiply in less.
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class PytorchMPPI:
 
 def pytorch_mppi(case: Case, settings: Sampling = SAMPLING, batched: bool = False) -> PytorchMPPI:
     """MPPI (Williams et al. 2017) of pytorch_mppi, each problem in turn; or its MPPI_Batched, where all share noise."""
-    library, model = load("pytorch_mppi"), Carried(models_of(case))
+    library, model = load("pytorch_mppi"), Carried(models_of(case, PRECISIONS))
     low, high = model.models.low, model.models.high
     options: dict[str, Any] = {
         "nx": case.x0.shape[1] + 1,

@@ -22,6 +22,7 @@ from sgp_fast.bench.rung import Rung, Unavailable
 
 LIBRARY = {
     "pytorch_mppi": "pytorch_mppi",
+    "pytorch_mppi command": "pytorch_mppi",
     "pytorch_mppi batched": "pytorch_mppi",
     "torchrl mppi": "torchrl",
     "torchrl cem": "torchrl",
@@ -181,6 +182,15 @@ def test_models_of_any_kind_cost_what_the_planner_says(change: dict[str, Any], c
 def test_problems_that_are_not_covered_say_why(change: dict[str, Any], reason: str, case: Case) -> None:
     with pytest.raises(Unavailable, match=reason):
         models_of(replace(case, problem=replace(case.problem, **change)))
+
+
+def test_pytorch_mppi_calls_models_of_any_precision(case: Case) -> None:
+    rung = next(rung for rung in SAMPLERS if rung.name == "pytorch_mppi command")
+    runner = planned(rung, case.in_precision("bfloat16"))
+    assert judge(rung, runner.case, runner, runner()).reason is None
+    single = rung.make(case)
+    off = (runner.foreseen(case.init) - single.foreseen(case.init)).norm() / single.foreseen(case.init).norm()  # pyright: ignore[reportAttributeAccessIssue]
+    assert 1e-4 < off < 0.1
 
 
 def test_other_precisions_are_not_covered(case: Case) -> None:
