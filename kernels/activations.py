@@ -18,8 +18,7 @@ def activate(h, KIND: tl.constexpr, EXACT: tl.constexpr = True):
     if KIND == "relu":
         return tl.maximum(h, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif KIND == "elu":
-        below = tl.minimum(h, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        return tl.maximum(h, 0.0) + (expm1(below) if EXACT else tl.exp(below) - 1)
+        return tl.where(h > 0, h, expm1(h) if EXACT else tl.exp(h) - 1)
     elif KIND == "silu":
         return h * tl.sigmoid(h)
     elif KIND == "gelu":
@@ -41,7 +40,7 @@ def activate_vjp(g, h, KIND: tl.constexpr):
         # an infinite g gives NaN, and a NaN stays one, as in native code; PyTorch has zeros there.
         return g * tl.where(h <= 0, 0.0, 1.0)
     elif KIND == "elu":
-        return g * tl.exp(tl.minimum(h, 0.0, propagate_nan=tl.PropagateNan.ALL))
+        return g * tl.where(h > 0, 1.0, tl.exp(h))
     elif KIND == "silu":
         s = tl.sigmoid(h)
         return g * s * (1 + h * (1 - s))

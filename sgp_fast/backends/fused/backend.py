@@ -171,11 +171,13 @@ def candidates_of(
     """Ways to plan a bucket, by name; those of `regime` where one is asked for."""
     from .grid import grid_plans
     from .layered import Layered
+    from .ring import ring_plans
     from .tile import tile_plans
 
     split = (costs or custom_costs(job)).split
     tiles = {} if split else tile_plans(job.problem, job.planner, size, job.x0.device)
-    ways: dict[str, Make] = {**tiles, "layered": Layered, **grid_plans(asked=regime == "grid")}
+    rings = {} if split else ring_plans(job.problem, job.planner, size, job.x0.device, asked=regime == "ring")
+    ways: dict[str, Make] = {**rings, **tiles, "layered": Layered, **grid_plans(asked=regime == "grid")}
     return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 
 

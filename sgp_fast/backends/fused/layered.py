@@ -16,16 +16,14 @@ from ...kernels.function import function_kernel
 from ...kernels.layered_network import LayeredNetwork, Scratch
 from ...kernels.packing import Program
 from ...kernels.pointwise import division, grid, row_stride
-from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel, update_kernel
+from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel
 from ...planner import SGP
 from ..products import products_of
 from ..stages import stage
-from .arguments import options_of, search_of
 from .buffers import Buffers
 from .packed import PackedModel, PackedProblem
+from .updating import update
 
-# Numbers of a program of the step, which has one warp: it waits for memory again and again, and many programs hide that.
-STEP_PROGRAM = 32
 # Rows of a program of a traced cost, a row a lane.
 FUNCTION_PROGRAM = 32
 
@@ -45,7 +43,7 @@ class Layered:
         T, R, columns = buffers.horizon, buffers.rows, packed.columns
         self._T, self._R = T, R
         self._bounding = "none" if buffers.low is None else planner.bounding
-        self._options = options_of(packed, planner)
+        self._planner = planner
 
         rows = {"dynamics": R, "score": T * R, "cost": T * R, "terminal": R}
         passes = {"dynamics": T, "score": 0, "cost": 1, "terminal": 1}
@@ -241,16 +239,7 @@ class Layered:
 
     def _update(self, i: int, settled: bool, *, moves: bool) -> None:
         """Judge all problems, and move them or not."""
-        b, nu = self.buffers, self.packed.nu
-        history = 0 if b.history is None else self.iterations
-        nu_columns = 1 << (nu - 1).bit_length()
-        block = max(1, STEP_PROGRAM // nu_columns)
-        constants: dict[str, Any] = dict(
-            OPTIONS=self._options, T=self._T, NU=nu, NU_COLUMNS=nu_columns, BOUNDING=self._bounding,
-            CHANGE=self.packed.control_change > 0, HISTORY=history, BLOCK_B=block, num_warps=1,
-        )  # fmt: skip
-        given = (search_of(b), b.step_size, i, int(settled), int(moves), self._R)
-        update_kernel[(-(-self._R // block),)](*given, **constants)
+        update(self.packed, self._planner, self.buffers, i, settled=settled, moves=moves)
 
     def _launch(self, kernel: Any, rows: int, *arguments: Any, **constants: Any) -> None:
         """A kernel over whole tiles."""

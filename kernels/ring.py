@@ -1,0 +1,666 @@
+"""Ring regime: one program evaluates a block of problems, and weights pass through a ring of shared memory.
+
+    memory     W W W W W W …            tiles of weights, in the order in which they are multiplied
+                 ↓ asynchronous copies, RING.slots − 1 of them ahead of the product, across layers and steps
+    ring       │ W │ W │ W │ W │
+                 ↓
+    y (shared) × W → registers → norm, activation → y (shared) of the next layer
+
+What a layer hands to the next stays in shared memory, and the ring goes on filling while a layer is normed: a layer takes
+the longer of two times, that of reading its weights from the L2 and that of its own arithmetic, in place of their sum.
+Products of 16 rows are those of `mma`, of 64 rows `wgmma`.
+
+    rollout   t = 0 … T−1    x_{t+1} = x_t + scale ⊙ dynamics(x_t, u_t)                          RING.few rows
+    costs     all t          cost and its gradient, score, the pull p_t = ∂_z c − β s             RING.many rows, many steps
+    adjoint   t = T−1 … 0    (λ, g_t) = p_t + (λ, 0) + (∂_z f)ᵀ λ                                 RING.few rows
+
+Networks are plain: layers with or without a norm, conditioned or not (`uncovered_by_ring`). A step of the planner is this
+kernel and then `sweeps.update_kernel`. Written in Gluon, for sm_90; `gluon.py` says how it is interpreted.
+"""
+
+# In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .activations import activate, activate_vjp
+from .gluon import (
+    INTERPRETED,
+    async_copy,
+    exp2,
+    fence_async_shared,
+    gl,
+    jit,
+    mma_v2,
+    opaque,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from .layers import EPS
+from .packing import NONE, Program
+from .update import control_of
+
+WIDEST = 256
+# Numbers of a tile of weights, and so of a slot.
+TILE = 64 * WIDEST
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """How a program is cut, a constant of the kernel.
+
+    problems  of a program
+    few       rows of a step's products: the problems, 16 at least
+    many      rows of the products of cost and score, many steps at once
+    slots     of the ring
+    warps     of a program
+    """
+
+    problems: int
+    few: int
+    many: int
+    slots: int = 4
+    warps: int = 8
+
+    @property
+    def steps(self) -> int:
+        """Of a problem, in the rows of cost and score."""
+        return self.many // self.problems
+
+    @property
+    def shared(self) -> int:
+        """Bytes of slots and operands."""
+        return 2 * (self.slots * TILE + 2 * self.many * WIDEST)
+
+
+def ring_of(problems: int, horizon: int) -> Ring:
+    """The cut for programs of so many problems, a power of two up to 64."""
+    rows = 1 << (problems * horizon - 1).bit_length()
+    few = 16 if problems <= 16 else 64
+    many = 16 if rows <= 16 else 64
+    return Ring(problems, few, many, slots=4 if many == 16 else 3)
+
+
+def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: bool) -> str | None:
+    """None where the regime serves, else what it does not cover; the problem's cost is `learned`, or has a `terminal`."""
+    if not learned:
+        return "a cost that is no network"
+    if terminal:
+        return "a terminal cost"
+    for name, net in networks.items():
+        if len(net.operations) < 2:
+            return f"the {name}'s single layer"
+        if net.stream_columns or net.entry.post_weight != NONE:
+            return f"the {name}'s residual layers or blocks"
+        if net.joined:
+            return f"the {name}'s time embedding"
+        if net.widest > WIDEST:
+            return f"the {name}'s width of {net.widest}; it goes to {WIDEST}"
+    return None
+
+
+class Scratch(NamedTuple):
+    """Pointers to what a program keeps in memory, one program's behind the other's.
+
+    saved, moments            of the dynamics, `[T, …]` as `packing` counts them, in `few` rows
+    cost_saved, cost_moments  of the cost, in `many` rows
+    pull                      `[T, problems, columns]` float32
+    """
+
+    saved: Any
+    moments: Any
+    cost_saved: Any
+    cost_moments: Any
+    pull: Any
+
+
+class Net(NamedTuple):
+    """A network's numbers: weights, its vectors in shared memory, and where its rows keep what the gradient needs.
+
+    `zero` is 0, of which the compiler does not know: see `gluon.opaque`.
+    """
+
+    weights: Any
+    vectors: Any
+    saved: Any
+    moments: Any
+    zero: Any
+
+
+# Tiles of weights, in the order of a pass; J counts them.
+
+
+@triton.constexpr_function
+def _tiles(net, backward):
+    """Of each tile of a pass: its operation, the depth at which it begins, its depth."""
+    found = []
+    order = reversed(range(len(net.operations))) if backward else range(len(net.operations))
+    for i in order:
+        depth, columns = _depth_and_columns(net, backward, i)
+        each = min(depth, TILE // columns)
+        found += [(i, first, each) for first in range(0, depth, each)]
+    return found
+
+
+@triton.constexpr_function
+def _depth_and_columns(net, backward, i):
+    op = net.operations[i]
+    return (op.columns, op.inputs) if backward else (op.inputs, op.columns)
+
+
+@triton.constexpr_function
+def tiles_of(net, backward):
+    """How many a pass has."""
+    return len(_tiles(net, backward))
+
+
+@triton.constexpr_function
+def first_tile(net, backward, i):
+    """The number of an operation's first."""
+    return [tile[0] for tile in _tiles(net, backward)].index(i)
+
+
+@triton.constexpr_function
+def tiles_of_operation(net, backward, i):
+    return [tile[0] for tile in _tiles(net, backward)].count(i)
+
+
+@triton.constexpr_function
+def depth_of(net, backward, j):
+    return _tiles(net, backward)[j][2]
+
+
+@triton.constexpr_function
+def depth_at(net, backward, j):
+    """The depth at which a tile begins."""
+    return _tiles(net, backward)[j][1]
+
+
+@triton.constexpr_function
+def tile_rows(net, backward, j):
+    """Of a tile as it lies in memory: forward `[columns, depth]`, backward `[depth, columns]`."""
+    i, _, each = _tiles(net, backward)[j]
+    return each if backward else _depth_and_columns(net, backward, i)[1]
+
+
+@triton.constexpr_function
+def tile_columns(net, backward, j):
+    i, _, each = _tiles(net, backward)[j]
+    return _depth_and_columns(net, backward, i)[1] if backward else each
+
+
+@triton.constexpr_function
+def tile_stride(net, backward, j):
+    return net.operations[_tiles(net, backward)[j][0]].inputs
+
+
+@triton.constexpr_function
+def tile_offset(net, backward, j):
+    """In the packed weights."""
+    i, first, _ = _tiles(net, backward)[j]
+    op = net.operations[i]
+    return op.weight + (first * op.inputs if backward else first)
+
+
+# Vectors, each in a place of its own in shared memory.
+
+
+@triton.constexpr_function
+def place_of(net, i, name):
+    """The place of an operation's vector; those of conditions stand behind all others. With i past the end, how many there are."""
+    places, names = [], ("bias", "norm_weight", "norm_bias")
+    for at, op in enumerate(net.operations):
+        places += [(at, each) for each in names if getattr(op, each) != NONE]
+    conditioned = [(0, "condition")] if any(op.condition != "none" for op in net.operations) else []
+    places += conditioned
+    return len(places) if i == len(net.operations) else places.index((i, name))
+
+
+# Layouts.
+
+
+@triton.constexpr_function
+def sums(rows, columns, warps):
+    """Of a product `[rows, columns]`, and of all that is done with it."""
+    if rows == 16:
+        return gl.NVMMADistributedLayout([2, 0], [1, warps], [16, 8])
+    return gl.NVMMADistributedLayout([3, 0], [4, warps // 4], [16, max(8, columns // (warps // 4)), 16])
+
+
+@triton.constexpr_function
+def shared(columns):
+    """Of a matrix in shared memory, as products read it."""
+    return gl.NVMMASharedLayout(min(128, 2 * columns), 16, rank=2)
+
+
+@triton.constexpr_function
+def copying(columns, warps):
+    """Of pointers to a tile of weights: eight numbers, 16 bytes, each."""
+    across = min(32, columns // 8)
+    return gl.BlockedLayout([1, 8], [32 // across, across], [warps, 1], [1, 0])
+
+
+@jit(do_not_specialize=["rows_total", "i", "zero"])
+def ring_kernel(
+    dynamics, score, cost, scale_ptr, gain_ptr, at, search, beta_ptr, level_ptr, scratch, rows_total, i, zero,
+    DYNAMICS: gl.constexpr, SCORE: gl.constexpr, COST: gl.constexpr, RING: gl.constexpr, T: gl.constexpr,
+    NX: gl.constexpr, NU: gl.constexpr, BOUNDING: gl.constexpr,
+):  # fmt: skip
+    """States, costs, scores and gradients of a block of problems, with the level and β of iteration i."""
+    COLUMNS: gl.constexpr = DYNAMICS.columns
+    FEW: gl.constexpr = RING.few
+    MANY: gl.constexpr = RING.many
+    SLOTS: gl.constexpr = RING.slots
+    STEPS: gl.constexpr = RING.steps
+    PROBLEMS: gl.constexpr = RING.problems
+    SLOT_LAYOUT: gl.constexpr = shared(64)
+    FEW_LAYOUT: gl.constexpr = sums(FEW, COLUMNS, gl.num_warps())
+    MANY_LAYOUT: gl.constexpr = sums(MANY, COLUMNS, gl.num_warps())
+    FORWARD: gl.constexpr = tiles_of(DYNAMICS, False)
+    pid = gl.program_id(0).to(gl.int64)
+    first = pid * PROBLEMS
+    level = gl.load(level_ptr + i)
+    dynamics_vectors = _vectors(dynamics.vectors, dynamics.vectors, DYNAMICS)
+    cost_vectors = _vectors(cost.vectors, cost.vectors, COST)
+    if SCORE is not None:
+        row = score.vectors + SCORE.embedding + level * SCORE.condition_columns
+        score_vectors = _vectors(score.vectors, row, SCORE)
+    slots = gl.allocate_shared_memory(dynamics.weights.dtype.element_ty, [SLOTS, 256, 64], SLOT_LAYOUT)
+    y = gl.allocate_shared_memory(dynamics.weights.dtype.element_ty, [2, MANY if MANY > FEW else FEW, 256], SLOT_LAYOUT)
+
+    # Rollout.
+    saved = scratch.saved + pid * (T * FEW * DYNAMICS.saved)
+    moments = scratch.moments + pid * (T * FEW * DYNAMICS.moments)
+    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, FEW_LAYOUT))
+    problem, step, inside = _rows(first, 0, rows_total, FEW, 1, RING, FEW_LAYOUT)
+    is_x = inside[:, None] & (cols < NX)[None, :]
+    x = gl.load(at.x0 + problem[:, None] * NX + cols[None, :], mask=is_x, other=0.0)
+    gl.store(at.x + (problem * (T + 1))[:, None] * NX + cols[None, :], x, mask=is_x)
+    scale = gl.load(scale_ptr + cols)[None, :]
+    n = 0
+    _begin(slots, n, dynamics.weights, zero, DYNAMICS, False, RING)
+    for t in range(T):
+        z = x + _controls(search, problem, step + t, inside, cols, NX, NU, T, BOUNDING)
+        net = Net(
+            dynamics.weights, dynamics_vectors, saved + t * (FEW * DYNAMICS.saved),
+            moments + t * (FEW * DYNAMICS.moments), zero,
+        )  # fmt: skip
+        out, n = _forward(_normalised(z, dynamics, cols), y, slots, n, net, DYNAMICS, FEW, RING, True)
+        x = gl.where(is_x, x + scale * out, 0.0)
+        gl.store(at.x + (problem * (T + 1) + t + 1)[:, None] * NX + cols[None, :], x, mask=is_x)
+    async_copy.wait_group(0)
+    gl.thread_barrier()
+
+    # Costs and scores.
+    cost_saved = scratch.cost_saved + pid * (MANY * COST.saved)
+    cost_moments = scratch.cost_moments + pid * (MANY * COST.moments)
+    many_cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, MANY_LAYOUT))
+    pull_ptr = scratch.pull + pid * (T * PROBLEMS * COLUMNS)
+    cost_net = Net(cost.weights, cost_vectors, cost_saved, cost_moments, zero)
+    for t in range(0, T, STEPS):
+        many, at_step, there = _rows(first, t, rows_total, MANY, STEPS, RING, MANY_LAYOUT)
+        there = there & (at_step < T)
+        x_mask = there[:, None] & (many_cols < NX)[None, :]
+        place = (many * (T + 1) + at_step)[:, None] * NX + many_cols[None, :]
+        z = gl.load(at.x + place, mask=x_mask, other=0.0)
+        z += _controls(search, many, at_step, there, many_cols, NX, NU, T, BOUNDING)
+        _begin(slots, n, cost.weights, zero, COST, False, RING)
+        value, n = _forward(_normalised(z, cost, many_cols), y, slots, n, cost_net, COST, MANY, RING, True)
+        value = _first_column(value, MANY, COST.out_columns)
+        value_layout: gl.constexpr = gl.SliceLayout(1, MANY_LAYOUT)
+        gl.store(search.running + many * T + at_step, gl.convert_layout(value, value_layout), mask=there)
+        async_copy.wait_group(0)
+        gl.thread_barrier()
+        _begin(slots, n, cost.weights, zero, COST, True, RING)
+        pull, n = _backward(_one(MANY, COST.out_columns), y, slots, n, cost_net, COST, MANY, RING)
+        pull *= gl.load(cost.inv_k + many_cols)[None, :]
+        async_copy.wait_group(0)
+        gl.thread_barrier()
+        if SCORE is not None:
+            score_net = Net(score.weights, score_vectors, cost_saved, cost_moments, zero)
+            _begin(slots, n, score.weights, zero, SCORE, False, RING)
+            s, n = _forward(_normalised(z, score, many_cols), y, slots, n, score_net, SCORE, MANY, RING, False)
+            s *= gl.load(score.inv_k + many_cols)[None, :] * gl.load(gain_ptr + level)
+            is_z = there[:, None] & (many_cols < NX + NU)[None, :]
+            gl.store(at.score + (many * T + at_step)[:, None] * (NX + NU) + many_cols[None, :], s, mask=is_z)
+            pull -= gl.load(beta_ptr + i) * s
+            async_copy.wait_group(0)
+            gl.thread_barrier()
+        place = (at_step * PROBLEMS + (many - first).to(gl.int32))[:, None] * COLUMNS + many_cols[None, :]
+        gl.store(pull_ptr + place, pull, mask=(at_step < T)[:, None])
+    gl.thread_barrier()
+
+    # Adjoint.
+    costate = gl.zeros([FEW, COLUMNS], gl.float32, layout=FEW_LAYOUT)
+    gl.store(at.costate + (problem * (T + 1) + T)[:, None] * NX + cols[None, :], costate, mask=is_x)
+    own = (problem - first).to(gl.int32)
+    inv_k = gl.load(dynamics.inv_k + cols)[None, :]
+    is_u = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
+    _begin(slots, n, dynamics.weights, zero, DYNAMICS, True, RING)
+    for j in range(T):
+        t = T - 1 - j
+        net = Net(
+            dynamics.weights, dynamics_vectors, saved + t * (FEW * DYNAMICS.saved),
+            moments + t * (FEW * DYNAMICS.moments), zero,
+        )  # fmt: skip
+        pulled, n = _backward(scale * costate, y, slots, n, net, DYNAMICS, FEW, RING)
+        place = (t * PROBLEMS + own)[:, None] * COLUMNS + cols[None, :]
+        grad = gl.load(pull_ptr + place, mask=inside[:, None] & (cols < COLUMNS)[None, :], other=0.0)
+        grad += inv_k * pulled + costate
+        gl.store(search.grad_u + ((problem * T + t)[:, None] * NU + cols[None, :] - NX), grad, mask=is_u)
+        costate = gl.where(is_x, grad, 0.0)
+        gl.store(at.costate + (problem * (T + 1) + t)[:, None] * NX + cols[None, :], costate, mask=is_x)
+    async_copy.wait_group(0)
+
+
+@jit
+def _vectors(ptr, condition_ptr, NET: gl.constexpr):
+    """A network's vectors in shared memory, with the row that conditions it."""
+    LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    kept = gl.allocate_shared_memory(gl.float32, [place_of(NET, len(NET.operations), "bias"), 256], LAYOUT)
+    for i in gl.static_range(len(NET.operations)):
+        _keep_vector(kept, ptr, NET.operations[i].bias, NET, i, "bias")
+        if NET.operations[i].norm_weight >= 0:
+            _keep_vector(kept, ptr, NET.operations[i].norm_weight, NET, i, "norm_weight")
+            _keep_vector(kept, ptr, NET.operations[i].norm_bias, NET, i, "norm_bias")
+        if i == 0 and NET.embedding >= 0:
+            _keep_vector(kept, condition_ptr, 0, NET, 0, "condition")
+    return kept
+
+
+@jit
+def _keep_vector(kept, ptr, OFFSET: gl.constexpr, NET: gl.constexpr, I: gl.constexpr, NAME: gl.constexpr):
+    COLUMNS: gl.constexpr = NET.condition_columns if NAME == "condition" else NET.operations[I].columns
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    cols = gl.arange(0, 256, layout=LAYOUT)
+    kept.index(place_of(NET, I, NAME)).store(gl.load(ptr + OFFSET + cols, mask=cols < COLUMNS, other=0.0))
+
+
+@jit
+def _vector(net, NET: gl.constexpr, I: gl.constexpr, NAME: gl.constexpr, LAYOUT: gl.constexpr):
+    """An operation's vector, a row `[1, COLUMNS]`; every conditioned operation has the same condition."""
+    COLUMNS: gl.constexpr = NET.operations[I].columns
+    PLACE: gl.constexpr = place_of(NET, 0 if NAME == "condition" else I, NAME)
+    return net.vectors.index(PLACE).slice(0, COLUMNS).load(gl.SliceLayout(0, LAYOUT))[None, :]
+
+
+@jit
+def _rows(first, t, rows_total, ROWS: gl.constexpr, STEPS: gl.constexpr, RING: gl.constexpr, LAYOUT: gl.constexpr):
+    """Of each row: its problem, its step, from t on, and whether there is such a problem."""
+    PROBLEMS: gl.constexpr = RING.problems
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    problem = first + rows % PROBLEMS
+    return problem, t + rows // PROBLEMS, (problem < rows_total) & (rows < PROBLEMS * STEPS)
+
+
+@jit
+def _controls(
+    search, problem, step, inside, cols, NX: gl.constexpr, NU: gl.constexpr, T: gl.constexpr, BOUNDING: gl.constexpr
+):
+    """The controls of a step in the columns behind the state, zeros elsewhere."""
+    mask = inside[:, None] & ((cols >= NX) & (cols < NX + NU) & True)[None, :] & (step < T)[:, None]
+    at = cols[None, :] - NX
+    v = gl.load(search.v + (problem * T + step)[:, None] * NU + at, mask=mask, other=0.0)
+    if BOUNDING == "tanh":
+        low = gl.load(search.low + problem[:, None] * NU + at, mask=mask, other=-1.0)
+        high = gl.load(search.high + problem[:, None] * NU + at, mask=mask, other=1.0)
+        v = gl.where(mask, control_of(v, low, high, BOUNDING), 0.0)
+    return v
+
+
+@jit
+def _normalised(z, model, cols):
+    """z̄ = (z − b)·inv_k."""
+    return (z - gl.load(model.b + cols)[None, :]) * gl.load(model.inv_k + cols)[None, :]
+
+
+@jit
+def _first_column(out, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, sums(ROWS, COLUMNS, gl.num_warps())))
+    return gl.sum(gl.where((cols == 0)[None, :], out, 0.0), 1)
+
+
+@jit
+def _one(ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """The cotangent of a cost: one in the first column."""
+    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
+    return gl.where((cols == 0)[None, :], 1.0, gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT))
+
+
+@jit
+def _forward(
+    z, y, slots, n, net, NET: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr, SAVE: gl.constexpr
+):
+    """Output of a network `[ROWS, out_columns]`, and the count of tiles behind it."""
+    COLUMNS: gl.constexpr = NET.columns
+    _hand_on(z, y, 0, ROWS, COLUMNS)
+    out = z
+    for i in gl.static_range(len(NET.operations)):
+        out, n = _multiply(y, slots, n, net, NET, False, i, i, ROWS, RING)
+        out = _finish_forward(out, net, i, NET, ROWS, SAVE)
+        if i < len(NET.operations) - 1:
+            _hand_on(out, y, i + 1, ROWS, NET.operations[i].columns)
+    return out, n
+
+
+@jit
+def _backward(grad, y, slots, n, net, NET: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr):
+    """Input-gradient `[ROWS, columns]` for the cotangent of an output, and the count of tiles behind it."""
+    LAST: gl.constexpr = len(NET.operations) - 1
+    saved, rstd = _saved(net, LAST, NET, ROWS)
+    for j in gl.static_range(len(NET.operations)):
+        grad = _finish_backward(grad, saved, rstd, net, LAST - j, NET, ROWS)
+        _hand_on(grad, y, j, ROWS, NET.operations[LAST - j].columns)
+        if j < LAST:
+            saved, rstd = _saved(net, LAST - j - 1, NET, ROWS)
+        grad, n = _multiply(y, slots, n, net, NET, True, LAST - j, j, ROWS, RING)
+    return grad, n
+
+
+@jit
+def _hand_on(values, y, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """Write the operand of a product."""
+    _operand(y, PASS, ROWS, COLUMNS).store(values.to(y.dtype))
+
+
+@jit
+def _operand(y, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """Where the operand of a product lies: in two places in turn, for others may still read the one before."""
+    LAYOUT: gl.constexpr = shared(COLUMNS)
+    return y.index(PASS % 2)._reinterpret(y.dtype, [ROWS, COLUMNS], LAYOUT)
+
+
+@jit
+def _begin(slots, n, weights, zero, NET: gl.constexpr, BACKWARD: gl.constexpr, RING: gl.constexpr):
+    """Fill the ring with a pass's first tiles. Nothing is on its way when this is called."""
+    for j in gl.static_range(RING.slots - 1):
+        _fetch(slots, n + j, weights, zero, NET, BACKWARD, j % tiles_of(NET, BACKWARD), RING)
+
+
+@jit
+def _fetch(
+    slots, n, weights, zero, NET: gl.constexpr, BACKWARD: gl.constexpr, J: gl.constexpr, RING: gl.constexpr
+):
+    """Begin to copy tile J of a pass, the n-th of all."""
+    ROWS: gl.constexpr = tile_rows(NET, BACKWARD, J)
+    COLUMNS: gl.constexpr = tile_columns(NET, BACKWARD, J)
+    LAYOUT: gl.constexpr = copying(COLUMNS, gl.num_warps())
+    OFFSET: gl.constexpr = tile_offset(NET, BACKWARD, J)
+    STRIDE: gl.constexpr = tile_stride(NET, BACKWARD, J)
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT)) + opaque(zero) * 16
+    async_copy.async_copy_global_to_shared(
+        _slot(slots, n, NET, BACKWARD, J, RING), weights + OFFSET + rows[:, None] * STRIDE + cols[None, :]
+    )
+    async_copy.commit_group()
+
+
+@jit
+def _slot(slots, n, NET: gl.constexpr, BACKWARD: gl.constexpr, J: gl.constexpr, RING: gl.constexpr):
+    SLOTS: gl.constexpr = RING.slots
+    ROWS: gl.constexpr = tile_rows(NET, BACKWARD, J)
+    COLUMNS: gl.constexpr = tile_columns(NET, BACKWARD, J)
+    LAYOUT: gl.constexpr = shared(COLUMNS)
+    return slots.index(n % SLOTS)._reinterpret(slots.dtype, [ROWS, COLUMNS], LAYOUT)
+
+
+@jit
+def _multiply(
+    y, slots, n, net, NET: gl.constexpr, BACKWARD: gl.constexpr, I: gl.constexpr, PASS: gl.constexpr,
+    ROWS: gl.constexpr, RING: gl.constexpr,
+):  # fmt: skip
+    """The product of operation I with the operand of PASS, forward with its weights, backward with their transpose.
+
+    The oldest copy has arrived before its tile is read, and the slot that the next one takes was read a tile ago.
+    """
+    OP: gl.constexpr = NET.operations[I]
+    DEPTH: gl.constexpr = OP.columns if BACKWARD else OP.inputs
+    COLUMNS: gl.constexpr = OP.inputs if BACKWARD else OP.columns
+    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    FIRST: gl.constexpr = first_tile(NET, BACKWARD, I)
+    operand = _operand(y, PASS, ROWS, DEPTH)
+    acc = gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT)
+    for k in gl.static_range(tiles_of_operation(NET, BACKWARD, I)):
+        acc = _multiply_tile(acc, operand, slots, n + k, net, NET, BACKWARD, FIRST + k, k == 0, LAYOUT, RING)
+    if ROWS > 16:
+        acc = warpgroup_mma_wait(0, deps=[acc])
+    return acc, n + tiles_of_operation(NET, BACKWARD, I)
+
+
+@jit
+def _multiply_tile(
+    acc, operand, slots, n, net, NET: gl.constexpr, BACKWARD: gl.constexpr, J: gl.constexpr, IS_FIRST: gl.constexpr,
+    LAYOUT: gl.constexpr, RING: gl.constexpr,
+):  # fmt: skip
+    """`acc` with the product of tile J, the n-th of all; of 64 rows it is under way, and waited for before the next."""
+    AHEAD: gl.constexpr = RING.slots - 1
+    async_copy.wait_group(AHEAD - 1)
+    if operand.shape[0] > 16:
+        if not IS_FIRST:
+            acc = warpgroup_mma_wait(0, deps=[acc])
+        fence_async_shared()
+    gl.thread_barrier()
+    _fetch(slots, n + AHEAD, net.weights, net.zero, NET, BACKWARD, (J + AHEAD) % tiles_of(NET, BACKWARD), RING)
+    tile = _slot(slots, n, NET, BACKWARD, J, RING)
+    b = tile if BACKWARD else tile.permute((1, 0))
+    a = operand.slice(depth_at(NET, BACKWARD, J), depth_of(NET, BACKWARD, J), dim=1)
+    if operand.shape[0] > 16:
+        return warpgroup_mma(a, b, acc, is_async=True)
+    else:
+        A: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)
+        B: gl.constexpr = gl.DotOperandLayout(1, LAYOUT, 2)
+        return mma_v2(a.load(A), b.load(B), acc)
+
+
+@jit
+def _finish_forward(h, net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr, SAVE: gl.constexpr):
+    """From a product to the operand of the next."""
+    OP: gl.constexpr = NET.operations[I]
+    COLUMNS: gl.constexpr = OP.columns
+    WIDTH: gl.constexpr = OP.width
+    KIND: gl.constexpr = OP.activation
+    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    h += _vector(net, NET, I, "bias", LAYOUT)
+    if OP.condition == "multiply":
+        h *= _vector(net, NET, I, "condition", LAYOUT)
+    elif OP.condition == "add":
+        h += _vector(net, NET, I, "condition", LAYOUT)
+    if OP.norm_weight >= 0:
+        # In one pass: what cancels is less than the rounding of 16-bit products, unless a mean is a hundred deviations.
+        total, squares = gl.reduce((h, h * h), 1, _add_pairs)
+        mean = total / WIDTH
+        rstd = 1 / tl.sqrt(tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL) + EPS)
+        hat = (h - mean[:, None]) * rstd[:, None]
+        if COLUMNS > WIDTH:
+            cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
+            hat = gl.where((cols < WIDTH)[None, :], hat, 0.0)
+        if SAVE:
+            rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+            gl.store(net.moments + OP.moment * ROWS + rows, rstd)
+            gl.store(_kept(net, I, NET, ROWS), hat.to(net.saved.dtype.element_ty))
+        h = hat * _vector(net, NET, I, "norm_weight", LAYOUT) + _vector(net, NET, I, "norm_bias", LAYOUT)
+    elif SAVE and OP.saved >= 0:
+        gl.store(_kept(net, I, NET, ROWS), h.to(net.saved.dtype.element_ty))
+    return _activate(h, KIND)
+
+
+@jit
+def _finish_backward(g, saved, rstd, net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+    """From the gradient in an operation's output to that in its product; `saved` and `rstd` as `_saved` has read them."""
+    OP: gl.constexpr = NET.operations[I]
+    COLUMNS: gl.constexpr = OP.columns
+    WIDTH: gl.constexpr = OP.width
+    KIND: gl.constexpr = OP.activation
+    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    if OP.norm_weight >= 0:
+        hat, w = saved.to(gl.float32), _vector(net, NET, I, "norm_weight", LAYOUT)
+        g = _activate_vjp(g, hat * w + _vector(net, NET, I, "norm_bias", LAYOUT), KIND) * w
+        total, along = gl.reduce((g, g * hat), 1, _add_pairs)
+        g = rstd[:, None] * (g - (total / WIDTH)[:, None] - hat * (along / WIDTH)[:, None])
+        if COLUMNS > WIDTH:
+            cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
+            g = gl.where((cols < WIDTH)[None, :], g, 0.0)
+    elif OP.saved >= 0:
+        g = _activate_vjp(g, saved.to(gl.float32), KIND)
+    if OP.condition == "multiply":
+        g *= _vector(net, NET, I, "condition", LAYOUT)
+    return g
+
+
+@jit
+def _saved(net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+    """What operation I kept, as it lies in memory, and the moments: read well before they are wanted."""
+    OP: gl.constexpr = NET.operations[I]
+    LAYOUT: gl.constexpr = sums(ROWS, OP.columns, gl.num_warps())
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    if OP.norm_weight >= 0:
+        return gl.load(_kept(net, I, NET, ROWS)), gl.load(net.moments + OP.moment * ROWS + rows)
+    elif OP.saved >= 0:
+        return gl.load(_kept(net, I, NET, ROWS)), rows
+    else:
+        return rows, rows
+
+
+@jit
+def _kept(net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+    """Where operation I keeps what the gradient needs; the thread that writes a number reads it."""
+    OP: gl.constexpr = NET.operations[I]
+    COLUMNS: gl.constexpr = OP.columns
+    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)) + opaque(net.zero)
+    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
+    return net.saved + OP.saved * ROWS + rows[:, None] * COLUMNS + cols[None, :]
+
+
+@jit
+def _add_pairs(a, b, c, d):
+    return a + c, b + d
+
+
+@jit
+def _activate(h, KIND: gl.constexpr):
+    if KIND == "elu":
+        return gl.where(h > 0, h, exp2(h * LOG2_E) - 1)
+    else:
+        return activate(h, KIND, False)
+
+
+@jit
+def _activate_vjp(g, h, KIND: gl.constexpr):
+    if KIND == "elu":
+        return g * gl.where(h > 0, 1.0, exp2(h * LOG2_E))
+    else:
+        return activate_vjp(g, h, KIND)
+
+
+assert INTERPRETED or hasattr(ring_kernel, "is_gluon")

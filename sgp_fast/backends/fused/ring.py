@@ -1,0 +1,127 @@
+"""The ring regime over one bucket: an evaluation is one launch of `kernels.ring`, a step of the planner another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...kernels.packing import lay_out, padded
+from ...kernels.ring import Ring, Scratch, ring_kernel, ring_of, uncovered_by_ring
+from ...kernels.tiling import H200
+from ...planner import SGP
+from ...problem import Problem
+from ..stages import WHOLE, stage
+from .arguments import tensors_of
+from .buffers import Buffers
+from .functions import own
+from .packed import PackedProblem
+from .updating import update
+from .work import Make
+
+MOST_PROBLEMS = 64
+
+
+class RingPlan:
+    """All iterations of a bucket. Allocates its scratch once; `iterate` and `evaluate` only enqueue.
+
+    Raises ValueError, with the reason, for what the regime does not cover.
+    """
+
+    name = "ring"
+
+    def __init__(self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, ring: Ring) -> None:
+        """`settled` is the iteration from which the schedules no longer change."""
+        networks = {name: model.network.program for name, model in packed.models.items()}
+        if packed.dtype == torch.float32:
+            raise ValueError("the ring regime multiplies in float16 or bfloat16; use backend='fused' for float32")
+        if (why := uncovered_by_ring(networks, "cost" in networks, packed.has_terminal)) is not None:
+            raise ValueError(f"the ring regime does not cover {why}; use backend='fused', which takes another")
+        self.packed, self.planner, self.buffers = packed, planner, buffers
+        self.iterations, self.settled = planner.iterations, settled
+        T, columns = planner.horizon, packed.columns
+        self.programs = -(-buffers.rows // ring.problems)
+        dynamics, cost = networks["dynamics"], networks["cost"]
+
+        def kept(numbers: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(self.programs * numbers, dtype=dtype, device=packed.device)
+
+        self.scratch = Scratch(
+            saved=kept(T * ring.few * dynamics.saved, packed.dtype), moments=kept(T * ring.few * dynamics.moments, torch.float32),
+            cost_saved=kept(ring.many * cost.saved, packed.dtype), cost_moments=kept(ring.many * cost.moments, torch.float32),
+            pull=kept(T * ring.problems * columns, torch.float32),
+        )  # fmt: skip
+        models, scale, gain, _, at, search, beta, level, _ = _split(tensors_of(packed, buffers))
+        self._arguments = (*models[:3], scale, gain, at, search, beta, level, self.scratch)
+        self._constants: dict[str, Any] = dict(
+            DYNAMICS=dynamics, SCORE=networks.get("score"), COST=cost, RING=ring, T=T, NX=packed.nx, NU=packed.nu,
+            BOUNDING="none" if buffers.low is None else planner.bounding, num_warps=ring.warps,
+        )  # fmt: skip
+
+    def iterate(self, first: int, last: int) -> None:
+        """Enqueue iterations `first … last−1`."""
+        self.buffers.terminal.zero_()
+        for i in range(first, last):
+            with stage(WHOLE):
+                self._evaluate(i)
+            with stage("update"):
+                update(self.packed, self.planner, self.buffers, i, settled=i >= self.settled, moves=True)
+
+    def evaluate(self, settled: bool) -> None:
+        """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
+        self.buffers.terminal.zero_()
+        with stage("last pass"):
+            for _ in range(2):
+                self._evaluate(self.iterations - 1)
+                update(self.packed, self.planner, self.buffers, self.iterations - 1, settled=settled, moves=False)
+
+    @property
+    def workspace(self) -> tuple[torch.Tensor, ...]:
+        """What is written before it is read in every evaluation."""
+        return tuple(self.scratch)
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.scratch)
+
+    def _evaluate(self, i: int) -> None:
+        kernel: Any = ring_kernel[(self.programs,)]
+        kernel(*self._arguments, self.buffers.rows, i, 0, **self._constants)
+
+
+def ring_plans(problem: Problem, planner: SGP, rows: int, device: torch.device, *, asked: bool) -> dict[str, Make]:
+    """The regime with programs of so many problems, by name; empty where it does not serve, unless it was asked for.
+
+    As few problems a program as keep all multiprocessors at work, or twice as many, which reads the weights half as often.
+    """
+    if not asked and why_not(problem, planner, device) is not None:
+        return {}
+    few = 1 << max(0, -(-rows // H200.multiprocessors) - 1).bit_length()
+    sizes = {min(few, MOST_PROBLEMS), min(2 * few, MOST_PROBLEMS)} if rows > 1 else {1}
+    return {f"ring of {n} problems": _made_with(ring_of(n, planner.horizon)) for n in sorted(sizes)}
+
+
+def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
+    """None where the regime serves, else what it does not cover."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] != 9:
+        return "a device that is no sm_90"
+    if planner.product_dtype == torch.float32:
+        return "products of float32"
+    parts = {"dynamics": problem.dynamics, "score": problem.score, "cost": own(problem.cost)}
+    columns = padded(problem.dynamics.nx + problem.dynamics.nu)
+    specs = {name: part.network.spec for name, part in parts.items() if getattr(part, "network", None) is not None}
+    networks = {name: lay_out(spec, columns).program for name, spec in specs.items()}
+    return uncovered_by_ring(networks, "cost" in networks, problem.terminal is not None)
+
+
+def _made_with(ring: Ring) -> Make:
+    def make(packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> RingPlan:
+        return RingPlan(packed, planner, buffers, settled, ring)
+
+    return make
+
+
+def _split(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The models together, and the others."""
+    return given[:4], *given[4:]
+
