@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .linear import WIDEST, Cut, linear_backward, linear_forward
 from .packing import NONE, Operation, PackedNetwork, Program
 from .pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward, row_stride
 
@@ -68,9 +69,12 @@ class LayeredNetwork:
     so is what the passes return: valid until the next pass of a network with the same scratch.
     """
 
-    def __init__(self, packed: PackedNetwork, rows: int, scratch: Scratch, passes: int = 0) -> None:
+    def __init__(
+        self, packed: PackedNetwork, rows: int, scratch: Scratch, passes: int = 0, cut: Cut | None = None
+    ) -> None:
+        """With a `cut` the products are `linear`'s, each in one launch with what follows it."""
         program, device = packed.program, packed.weights.device
-        self.packed, self.program, self.rows, self.scratch = packed, program, rows, scratch
+        self.packed, self.program, self.rows, self.scratch, self._cut = packed, program, rows, scratch, cut
         self.saved = torch.empty(passes, program.saved * rows, dtype=packed.weights.dtype, device=device)
         self._moment_rows = -(-rows // 4) * 4  # every moment begins at an aligned address, or kernels would multiply
         self.moments = torch.empty(passes, program.moments * self._moment_rows, device=device)
@@ -83,6 +87,8 @@ class LayeredNetwork:
         `condition [1 or rows, condition_columns]`, padded with zeros: float32, or of the products' dtype where it is joined
         to the input (a time embedding).
         """
+        if self._cut is not None:
+            return self._forward(self._cut, condition, keep)
         program, weights = self.program, self.packed.weights
         if not begins_with_product(program):
             y = self._rows(self.scratch.y, program.columns)
@@ -107,6 +113,8 @@ class LayeredNetwork:
 
         `cotangent [1 or rows, out_columns]` is float32; `condition` is what the forward pass had.
         """
+        if self._cut is not None:
+            return self._vjp(self._cut, cotangent, condition, keep)
         program, grad = self.program, cotangent
         for op in reversed(program.operations):
             y = self._rows(self.scratch.y, op.columns)
@@ -118,6 +126,38 @@ class LayeredNetwork:
         out = self._rows(self.scratch.z, program.columns)
         self._finish_backward(program.entry, grad, out, keep, None)
         return out
+
+    def _forward(self, cut: Cut, condition: Tensor | None, keep: int | None) -> Tensor:
+        """`forward`, an operation a launch, from y to h and from h to y in turn."""
+        operations = self.program.operations
+        for i, op in enumerate(operations):
+            y = self.out if i == len(operations) - 1 else self._turn(i + 1, op.columns)
+            given = _condition(condition) if op.condition != "none" else Condition()
+            kept = Kept() if keep is None else self._kept(op, keep)
+            linear_forward(
+                self._turn(i, op.inputs), self._weight(op), y, self._vectors(op), given, self._streams(op), kept, cut,
+                **self._kind(op),
+            )  # fmt: skip
+        return self.out
+
+    def _vjp(self, cut: Cut, cotangent: Tensor, condition: Tensor | None, keep: int) -> Tensor:
+        """`vjp`, likewise; the last product, with nothing behind it, is the library's."""
+        operations = self.program.operations
+        self._finish_backward(operations[-1], cotangent, self._turn(0, self.program.out_columns), keep, condition)
+        for turn, (op, before) in enumerate(zip(operations[:0:-1], operations[-2::-1], strict=True)):
+            given = _condition(condition) if before.condition == "multiply" else Condition()
+            linear_backward(
+                self._turn(turn, op.columns), self._weight(op), self._turn(turn + 1, op.inputs), self._vectors(before),
+                given, self._streams(before), self._kept(before, keep), cut, **self._kind(before),
+            )  # fmt: skip
+        first, turn = operations[0], len(operations) - 1
+        grad = self._turn(turn + 1, first.inputs)
+        torch.mm(self._turn(turn, first.columns), self._weight(first), out=grad)
+        return grad
+
+    def _turn(self, number: int, columns: int) -> Tensor:
+        """The buffers y and h in turn."""
+        return self._rows(self.scratch.h if number % 2 else self.scratch.y, columns)
 
     def _finish_forward(
         self, op: Operation, h: Tensor, y: Tensor, keep: int | None,
@@ -160,6 +200,11 @@ class LayeredNetwork:
     def _streams(self, op: Operation) -> Streams:
         places = (op.stream_in, op.stream_out)
         return Streams(*(None if at == NONE else self.scratch.streams[at] for at in places))
+
+
+def holds_rows(program: Program) -> bool:
+    """Whether `linear` serves a network: its rows fit a program, and a product comes first, of the input alone."""
+    return program.widest <= WIDEST and begins_with_product(program) and not program.joined
 
 
 def begins_with_product(program: Program) -> bool:

@@ -69,8 +69,20 @@ def finish_forward_kernel(
     STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """From a product `h [rows, COLUMNS]` to the operand `y [rows, COLUMNS]` of the next."""
-    rows, cols, at, inside = _rows_and_columns(rows_total, COLUMNS, BLOCK_B)
+    rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     h = tl.load(h_ptr + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    forward_rows(
+        h, rows, cols, at, inside, vectors, joined, condition, streams, kept, y_ptr, CONDITION, ACTIVATION, RESIDUAL, WIDTH,
+        STREAM_COLUMNS, h_ptr.dtype.element_ty == tl.float32,
+    )  # fmt: skip
+
+
+@triton.jit
+def forward_rows(
+    h, rows, cols, at, inside, vectors, joined, condition, streams, kept, y_ptr, CONDITION: tl.constexpr,
+    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, STREAM_COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Whole rows of a product to those of the operand of the next, as `rows_and_columns` has them."""
     if vectors.bias is not None:
         h += tl.load(vectors.bias + cols)[None, :]
     if joined.rows is not None:
@@ -90,7 +102,7 @@ def finish_forward_kernel(
         h += tl.load(streams.into + stream_at, mask=in_stream, other=0.0)
     if vectors.norm_weight is None and kept.saved is not None:
         _store(kept.saved + at, h, inside)
-    y = activate(h, ACTIVATION)
+    y = activate(h, ACTIVATION, EXACT)
     if RESIDUAL == "after":
         y += tl.load(streams.into + stream_at, mask=in_stream, other=0.0)
     if streams.out is not None:
@@ -110,12 +122,24 @@ def finish_backward_kernel(
     CONDITION: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """From a gradient `g [rows, COLUMNS]` in an operation's output to `y [rows, COLUMNS]`, that in its product.
+    """From a gradient `g [rows, COLUMNS]` in an operation's output to `y [rows, COLUMNS]`, that in its product."""
+    rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
+    g = tl.load(g_ptr + rows[:, None] * g_stride + cols[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
+    backward_rows(
+        g, rows, cols, at, inside, vectors, condition, streams, kept, y_ptr, CONDITION, ACTIVATION, RESIDUAL, WIDTH,
+        STREAM_COLUMNS,
+    )  # fmt: skip
+
+
+@triton.jit
+def backward_rows(
+    g, rows, cols, at, inside, vectors, condition, streams, kept, y_ptr, CONDITION: tl.constexpr, ACTIVATION: tl.constexpr,
+    RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, STREAM_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Whole rows of a gradient in an operation's output to those of the gradient in its product.
 
     `streams.out` is read here and `streams.into` written: gradients go the other way.
     """
-    rows, cols, at, inside = _rows_and_columns(rows_total, COLUMNS, BLOCK_B)
-    g = tl.load(g_ptr + rows[:, None] * g_stride + cols[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
     if vectors.post_weight is not None:
         hat = tl.load(kept.post_saved + at, mask=inside[:, None], other=0.0).to(tl.float32)
         rstd = tl.load(kept.post_moment + rows, mask=inside, other=0.0)
@@ -191,7 +215,7 @@ def row_stride(rows: Tensor) -> int:
 
 
 @triton.jit
-def _rows_and_columns(rows_total, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr):
+def rows_and_columns(rows_total, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr):
     """This program's rows and columns, their places in a row-major array, and which rows there are."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     cols = tl.arange(0, COLUMNS)

@@ -170,14 +170,15 @@ def candidates_of(
 ) -> dict[str, Make]:
     """Ways to plan a bucket, by name; those of `regime` where one is asked for."""
     from .grid import grid_plans
-    from .layered import Layered
+    from .layered import layered_plans
     from .ring import ring_plans
     from .tile import tile_plans
 
     split = (costs or custom_costs(job)).split
     tiles = {} if split else tile_plans(job.problem, job.planner, size, job.x0.device)
     rings = {} if split else ring_plans(job.problem, job.planner, size, job.x0.device, asked=regime == "ring")
-    ways: dict[str, Make] = {**rings, **tiles, "layered": Layered, **grid_plans(asked=regime == "grid")}
+    layered, grids = layered_plans(job.problem, job.planner), grid_plans(asked=regime == "grid")
+    ways: dict[str, Make] = {**rings, **tiles, **layered, **grids}
     return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 
 

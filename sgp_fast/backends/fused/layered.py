@@ -6,6 +6,7 @@ cost are networks over all T·R rows at once, and the adjoint is swept back over
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,17 +14,27 @@ import torch
 from torch import Tensor
 
 from ...kernels.function import function_kernel
-from ...kernels.layered_network import LayeredNetwork, Scratch
-from ...kernels.packing import Program
+from ...kernels.layered_network import LayeredNetwork, Scratch, holds_rows
+from ...kernels.linear import INTERPRETED, Cut
+from ...kernels.network_op import is_interpreted
+from ...kernels.packing import Program, lay_out, padded
 from ...kernels.pointwise import division, grid, row_stride
 from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel
 from ...planner import SGP
+from ...problem import Problem
 from ..products import products_of
 from ..stages import stage
 from .buffers import Buffers
+from .functions import own
 from .packed import PackedModel, PackedProblem
 from .updating import update
+from .work import Make
 
+# How our own products are cut, by the name of the way to plan.
+CUTS = {
+    f"layered with products of {cut.block_b} rows": cut
+    for cut in ((INTERPRETED,) if is_interpreted() else (Cut(64, 64, 8, 3), Cut(128, 64, 16, 3)))
+}
 # Rows of a program of a traced cost, a row a lane.
 FUNCTION_PROGRAM = 32
 
@@ -37,8 +48,13 @@ class Layered:
 
     name = "layered"
 
-    def __init__(self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> None:
-        """`settled` is the iteration from which the schedules no longer change."""
+    def __init__(
+        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, cut: Cut | None = None
+    ) -> None:
+        """`settled` is the iteration from which the schedules no longer change.
+
+        With a `cut` the products of the networks that it serves are those of `kernels.linear`.
+        """
         self.packed, self.buffers, self.settled, self.iterations = packed, buffers, settled, planner.iterations
         T, R, columns = buffers.horizon, buffers.rows, packed.columns
         self._T, self._R = T, R
@@ -50,7 +66,9 @@ class Layered:
         users: list[tuple[Program, int]] = [(m.network.program, rows[name]) for name, m in packed.models.items()]
         self._scratch = Scratch.allocate(users, packed.dtype, packed.device)
         self._networks = {
-            name: LayeredNetwork(model.network, rows[name], self._scratch, passes[name])
+            name: LayeredNetwork(
+                model.network, rows[name], self._scratch, passes[name], cut if holds_rows(model.network.program) else None
+            )
             for name, model in packed.models.items()
         }
 
@@ -245,3 +263,15 @@ class Layered:
         """A kernel over whole tiles."""
         columns = self.packed.columns
         kernel[grid(rows, columns)](*arguments, **constants, **division(columns))
+
+
+def layered_plans(problem: Problem, planner: SGP) -> dict[str, Make]:
+    """The regime with the library's products and, in 16 bits, with our own for networks whose rows fit a program."""
+    ways: dict[str, Make] = {"layered": Layered}
+    if planner.product_dtype != torch.float32:
+        parts = (problem.dynamics, problem.score, own(problem.cost), own(problem.terminal))
+        specs = [part.network.spec for part in parts if getattr(part, "network", None) is not None]
+        columns = padded(problem.dynamics.nx + problem.dynamics.nu)
+        if any(holds_rows(lay_out(spec, columns).program) for spec in specs):
+            ways |= {name: functools.partial(Layered, cut=cut) for name, cut in CUTS.items()}
+    return ways
