@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._remembered import numbers
 from .backends.choosing import choose_sampling
 from .backends.sampling import SamplingJob
 from .inputs import Inputs, problem_rows, read_inputs
@@ -53,7 +55,7 @@ def sample(
     keys = torch.arange(batch, device=device) if keys is None else keys.to(device)
     name, level, sigma, penalty = type(planner).__name__, 0, 0.0, 0.0
     if problem.score is not None:
-        level, sigma = problem.score.levels - 1, float(problem.score.sigmas[-1])
+        level, sigma = problem.score.levels - 1, numbers(problem.score.sigmas)[-1]
         penalty = planner.beta * 0.5 * sigma**2
     elif planner.beta:
         raise ValueError(f"{name}.beta is {planner.beta}, but the problem has no score; give one, or beta=0")
@@ -92,16 +94,12 @@ def sample(
 def _first_mean(planner: Sampler, inputs: Inputs, warm: Tensor | None) -> Tensor:
     """Controls to start from `[B, T, nu]`, within the bounds: `init`, else the middle of the bounds, or zero without any."""
     shape = (len(inputs.x0), planner.horizon, inputs.nu)
-    rest = inputs.x0.new_zeros(shape)
-    low, high = inputs.low, inputs.high
-    if low is not None and high is not None:
-        middle = (low + high) / 2
-        rest = torch.clamp(torch.where(middle.isfinite(), middle, 0.0), low, high)[:, None].expand(shape)
-    if inputs.init is None:
-        return rest.contiguous()
-    given = inputs.init
-    if low is not None and high is not None:
-        given = torch.clamp(given, low[:, None], high[:, None])
+    limits, given = inputs.limits, inputs.init
+    rest = inputs.x0.new_zeros(shape) if limits is None else limits.middle[:, None].expand(shape)
+    if given is None:
+        return rest
+    if limits is not None:
+        given = torch.clamp(given, limits.low[:, None], limits.high[:, None])
     return given.clone() if warm is None else torch.where(warm.to(given.device)[:, None, None], given, rest)
 
 
@@ -109,16 +107,23 @@ def _first_std(planner: Sampler, inputs: Inputs) -> Tensor:
     """Standard deviations of the first draws, `[B, T, nu]`."""
     name, shape = type(planner).__name__, (len(inputs.x0), planner.horizon, inputs.nu)
     if planner.spread is not None:
-        spread = torch.tensor(planner.spread, dtype=inputs.x0.dtype, device=inputs.x0.device)
+        spread = _spread(planner.spread, inputs.x0.dtype, inputs.x0.device)
         if spread.ndim == 1 and len(spread) != inputs.nu:
             raise ValueError(f"{name}.spread has {len(spread)} entries; the problem has nu={inputs.nu}: give so many")
-        return spread.expand(shape).contiguous()
-    if inputs.low is None or inputs.high is None:
+        return spread.expand(shape)
+    if inputs.limits is None:
         raise ValueError(f"{name}.spread is None and the problem has no bounds; give spread, or bounds to take a quarter of")
-    quarter = (inputs.high - inputs.low) / 4
-    if not bool(quarter.isfinite().all()):
+    quarter = inputs.limits.quarter
+    if quarter is None:
         raise ValueError(f"{name}.spread is None and Problem.bounds are not finite; give spread, or finite bounds")
-    return quarter[:, None].expand(shape).contiguous()
+    return quarter[:, None].expand(shape)
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _spread(spread: float | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Of a planner, as a tensor that nobody writes to."""
+    return torch.tensor(spread, dtype=dtype, device=device)
 
 
 def score_words(problem: Problem, weighted: bool) -> str:

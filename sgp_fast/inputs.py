@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +29,46 @@ from .sampling import Planner
 
 Params = Tensor | dict[str, Tensor] | None
 Moments = tuple[Tensor, Tensor, Tensor] | None
+# A bound on the host: its bytes, dtype and shape. Bounds of more bytes are read anew for every plan.
+Bound = tuple[bytes, str, tuple[int, ...]]
+REMEMBERED = 1 << 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on the device, `[B, nu]` or `[1, nu]`, and what follows from them, worked out once. Nobody writes to them."""
+
+    low: Tensor
+    high: Tensor
+
+    @functools.cached_property
+    def ordered(self) -> bool:
+        """Whether every low is below its high; NaN is not."""
+        return bool((self.low < self.high).all())
+
+    @functools.cached_property
+    def finite(self) -> bool:
+        return bool((self.low.isfinite() & self.high.isfinite() & (self.high - self.low).isfinite()).all())
+
+    @functools.cached_property
+    def middle(self) -> Tensor:
+        """The middle of the bounds, and within them what is nearest to zero where they are not finite."""
+        middle = (self.low + self.high) / 2
+        return torch.clamp(torch.where(middle.isfinite(), middle, 0.0), self.low, self.high)
+
+    @functools.cached_property
+    def quarter(self) -> Tensor | None:
+        """A quarter of the range; None where that is not finite."""
+        quarter = (self.high - self.low) / 4
+        return quarter if bool(quarter.isfinite().all()) else None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`x0 [B, nx]`, `init [B, T, nu]` or None, bounds `[B, nu]` or `[1, nu]` or None, goal `[B, nx]` or None, params."""
+    """`x0 [B, nx]`, `init [B, T, nu]` or None, bounds `[B, nu]` or `[1, nu]` or None, goal `[B, nx]` or None, params.
+
+    `limits` are the bounds of all problems, where these are some of them.
+    """
 
     x0: Tensor
     nu: int
@@ -41,6 +78,7 @@ class Inputs:
     high: Tensor | None
     goal: Tensor | None
     params: Params
+    limits: Limits | None = None
 
     @property
     def nx(self) -> int:
@@ -51,32 +89,40 @@ def read_inputs(problem: Problem, planner: Planner, x0: Any, *, goal: Any, param
     """Check every argument against the problem; raises ValueError or TypeError naming the argument and the remedy."""
     device = _device(problem, x0)
     state = planner.state_dtype
-    x0 = _tensor("x0", x0, state, device)
+    x0 = _tensor("x0", x0, state)
     x0 = x0[None] if x0.ndim == 1 else x0
     if x0.ndim != 2 or x0.shape[0] == 0:
         raise ValueError(f"x0 has shape {tuple(x0.shape)}; expected [B, nx] with at least one problem, or [nx]")
     batch, nx = x0.shape
-    _finite("x0", x0)
+    numbers = [("x0", x0)]
+    x0 = x0.to(device)
     nu = problem.controls(nx)
     _check_sizes(problem, nx, nu)
     for name, value in (("goal", goal), ("params", params)):
         if value is not None and not _reads(problem, name):
             raise ValueError(f"{name} is given, but no cost reads it; {_remedy(problem, name)}")
-    low, high = _bounds(problem, planner, batch, nu, state, device)
+    limits = _limits(problem, planner, batch, nu, state, device)
 
     goal = problem.goal if goal is None else goal
     if goal is not None:
-        goal = _tensor("goal", goal, state, device)
+        goal = _tensor("goal", goal, state)
         if goal.shape not in ((nx,), (1, nx), (batch, nx)):
             told, expected = f"goal has shape {tuple(goal.shape)}", f"[{nx}] or [{batch}, {nx}]"
             if goal.ndim and (other := goal.shape[-1]) != nx and not hasattr(problem.dynamics, "nx"):  # x0 may be at fault
                 told, expected = f"{told} and x0 has nx={nx} features", f"a goal {expected}, or x0 of {other} features"
             raise ValueError(f"{told}; expected {expected}")
-        _finite("goal", goal)
-        goal = goal.expand(batch, nx)
+        numbers.append(("goal", goal))
+        goal = goal.to(device).expand(batch, nx)
 
-    controls, moments = _init(planner, init, batch, nu, state, device)
-    return Inputs(x0, nu, controls, moments, low, high, goal, _params(params, batch, state, device))
+    controls, moments = _init(planner, init, batch, nu, state)
+    if controls is not None:
+        numbers.append(("init", controls))
+        controls = controls.to(device)
+        moments = None if moments is None else tuple(m.to(controls) for m in moments)
+    params = _params(params, batch, state, device)
+    _check_finite(numbers)
+    low, high = (None, None) if limits is None else (limits.low, limits.high)
+    return Inputs(x0, nu, controls, moments, low, high, goal, params, limits)  # pyright: ignore[reportArgumentType]
 
 
 def check_moves(planner: Planner, otherwise: str = "") -> None:
@@ -96,7 +142,7 @@ def problem_rows(inputs: Inputs, rows: slice) -> Inputs:
     params = {k: v[rows] for k, v in inputs.params.items()} if isinstance(inputs.params, dict) else cut(inputs.params)
     moments = None if inputs.moments is None else tuple(m[rows] for m in inputs.moments)
     return Inputs(
-        inputs.x0[rows], inputs.nu, cut(inputs.init), moments, cut(inputs.low), cut(inputs.high), cut(inputs.goal), params  # pyright: ignore[reportArgumentType]
+        inputs.x0[rows], inputs.nu, cut(inputs.init), moments, cut(inputs.low), cut(inputs.high), cut(inputs.goal), params,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
 
 
@@ -110,7 +156,7 @@ def starting_controls(planner: SGP, rows: Inputs, seed: int, first: int) -> Tens
     if rows.init is not None and starts == 1:
         return rows.init
     normal = torch.from_numpy(counted_normal(seed, first, batch, int(np.prod(shape[1:])))).view(shape)
-    spread = planner.start_spread * normal.to(rows.x0)
+    spread = (planner.start_spread * normal.to(rows.x0.dtype)).to(rows.x0.device)
     if rows.init is not None:
         spread[:, 0] = 0
         spread = spread + rows.init[:, None]
@@ -131,7 +177,7 @@ def counted_normal(seed: int, first: int, rows: int, numbers: int) -> np.ndarray
 
 def _device(problem: Problem, x0: Any) -> torch.device:
     """The device of the models, which x0 must share if it is a tensor there already."""
-    devices = {t.device for part in problem.modules.values() for t in (*part.parameters(), *part.buffers())}
+    devices = {t.device for t in problem.tensors}
     if len(devices) > 1:
         raise ValueError(f"the models lie on several devices ({', '.join(map(str, devices))}); move them to one")
     given = x0.device if isinstance(x0, Tensor) else torch.device("cpu")
@@ -141,7 +187,8 @@ def _device(problem: Problem, x0: Any) -> torch.device:
     return device
 
 
-def _tensor(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+def _tensor(name: str, value: Any, dtype: torch.dtype | None, device: torch.device | None = None) -> Tensor:
+    """Of the dtype and on the device; None: as it is."""
     if not isinstance(value, Tensor):
         try:
             value = torch.as_tensor(np.asarray(value))
@@ -149,7 +196,7 @@ def _tensor(name: str, value: Any, dtype: torch.dtype | None, device: torch.devi
             raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array ({error})") from None
     if value.dtype.is_complex:
         raise TypeError(f"{name} is {value.dtype}; expected real numbers")
-    value = value.detach().to(device=device, dtype=dtype or value.dtype)
+    value = value.detach().to(device=device or value.device, dtype=dtype or value.dtype)
     return value.clone() if value.is_inference() else value  # autograd models cannot save inference tensors
 
 
@@ -193,6 +240,17 @@ def _check_sizes(problem: Problem, nx: int, nu: int) -> None:
             raise ValueError(f"{name} is made for {got} features, but the problem has {what}={want} (nx={nx}, nu={nu})")
 
 
+def _check_finite(values: list[tuple[str, Tensor]]) -> None:
+    """Raise ValueError where one has a number that is not finite. Each look at a device waits for it: one look for all."""
+    for device in dict.fromkeys(value.device for _, value in values):
+        here = [(name, value) for name, value in values if value.device == device]
+        flat = [value.flatten() for _, value in here]
+        total = (flat[0] if len(flat) == 1 else torch.cat(flat)).sum()
+        if not math.isfinite(total.item()):  # or the sum of finite numbers has overflowed
+            for name, value in here:
+                _finite(name, value)
+
+
 def _finite(name: str, value: Tensor) -> None:
     bad = (~value.isfinite()).flatten(1).any(1) if value.ndim > 1 else ~value.isfinite()
     if bool(bad.any()):
@@ -200,44 +258,71 @@ def _finite(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} has a value that is not finite in row {row} ({int(bad.sum())} such rows); mend it")
 
 
-def _bounds(
+def _limits(
     problem: Problem, planner: Planner, batch: int, nu: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
+) -> Limits | None:
     if problem.bounds is None:
         if planner.bounding == "tanh":
             raise ValueError("SGP.bounding='tanh' needs Problem.bounds; give bounds, or use bounding='project'")
-        return None, None
+        return None
+    low, high = map(_on_host, problem.bounds)
+    sizes = (batch, nu, dtype, device)
+    known = low is not None and high is not None
+    limits = _remembered_limits(low, high, *sizes) if known else _limits_of(*problem.bounds, *sizes)
+    if not limits.ordered:
+        raise ValueError("bounds: some low is not below its high; give low < high for every control")
+    if planner.bounding == "tanh" and not limits.finite:
+        raise ValueError("SGP.bounding='tanh' needs finite bounds; use bounding='project' for controls without a limit")
+    return limits
+
+
+def _limits_of(low: Any, high: Any, batch: int, nu: int, dtype: torch.dtype, device: torch.device) -> Limits:
     sides = []
-    for side, value in zip(("low", "high"), problem.bounds, strict=True):
+    for side, value in (("low", low), ("high", high)):
         bound = _tensor(f"bounds ({side})", value, dtype, device)
         if bound.shape not in ((), (1,), (nu,), (1, nu), (batch, nu), (batch, 1)):
             raise ValueError(f"bounds ({side}) is {list(bound.shape)}; expected a number, [{nu}] or [{batch}, {nu}]")
         sides.append(bound.expand(batch if bound.ndim == 2 and len(bound) == batch else 1, nu))
-    low, high = sides
-    if not bool((low < high).all()):  # also refuses NaN
-        raise ValueError("bounds: some low is not below its high; give low < high for every control")
-    if planner.bounding == "tanh" and not bool((low.isfinite() & high.isfinite() & (high - low).isfinite()).all()):
-        raise ValueError("SGP.bounding='tanh' needs finite bounds; use bounding='project' for controls without a limit")
-    return low, high
+    return Limits(*sides)
 
 
-def _init(
-    planner: Planner, init: Any, batch: int, nu: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor | None, Moments]:
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+@torch.no_grad()
+def _remembered_limits(
+    low: Bound, high: Bound, batch: int, nu: int, dtype: torch.dtype, device: torch.device
+) -> Limits:
+    """The same of numbers, which thus go to the device, and are looked at there, once."""
+    low_array, high_array = (np.frombuffer(data, kind).reshape(shape).copy() for data, kind, shape in (low, high))
+    limits = _limits_of(low_array, high_array, batch, nu, dtype, device)
+    return Limits(limits.low.contiguous(), limits.high.contiguous())
+
+
+def _on_host(value: Any) -> Bound | None:
+    """A bound that lies on the host, by value: arrays may be written to. None for others, and for what is no bound."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return None
+    try:
+        array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if array.dtype.kind not in "biuf" or array.nbytes > REMEMBERED:
+        return None
+    return array.tobytes(), array.dtype.str, array.shape
+
+
+def _init(planner: Planner, init: Any, batch: int, nu: int, dtype: torch.dtype) -> tuple[Tensor | None, Moments]:
     if init is None:
         return None, None
     moments = init.moments if isinstance(init, Plan) and planner.keep_moments else None
-    u = _tensor("init", init.u if isinstance(init, Plan) else init, dtype, device)
+    u = _tensor("init", init.u if isinstance(init, Plan) else init, dtype)
     u = u[None] if u.ndim == 2 and batch == 1 else u
     if u.ndim == 3 and u.shape[1] != planner.horizon:
         raise ValueError(f"init has T={u.shape[1]} but horizon={planner.horizon}; pass horizon={u.shape[1]} or re-plan")
     if u.shape != (batch, planner.horizon, nu):
         raise ValueError(f"init has shape {tuple(u.shape)}; expected [{batch}, {planner.horizon}, {nu}]")
-    _finite("init", u)
-    if moments is not None:
-        if planner.starts > 1:
-            raise ValueError("SGP.keep_moments goes on from one start; use starts=1")
-        moments = (moments[0].to(u), moments[1].to(u), moments[2].to(u))
+    if moments is not None and planner.starts > 1:
+        raise ValueError("SGP.keep_moments goes on from one start; use starts=1")
     return u, moments
 
 

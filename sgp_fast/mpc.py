@@ -126,7 +126,11 @@ class MPC:
             }
             plan = self._planned(rows, x0.to(device_of(self.problem)) if as_numpy else x0, nu, given)
             self._keep(plan, rows)
-            action[index.to(home)] = self._first_control(plan, rows).to(home)
+            first = self._finite(plan.u[:, 0].to(home), rows)
+            if len(rows) < self.batch_size:
+                action[index.to(home)] = first
+            else:
+                action.copy_(first)
         self.seconds += time.perf_counter() - began
         return action.numpy() if as_numpy else action
 
@@ -152,7 +156,7 @@ class MPC:
         """Plans of some environments from `x0 [len(rows), nx]`."""
         planner, problem = self.planner, self._problem_of(rows)
         if isinstance(planner, Sampler):
-            before = x0.new_zeros(len(rows), planner.horizon, nu) if self._u is None else self._u[torch.from_numpy(rows)]
+            before = x0.new_zeros(len(rows), planner.horizon, nu) if self._u is None else self._rows_of(self._u, rows)
             return solve_keyed(
                 problem, planner, x0, keys=torch.from_numpy(self._slots.keys(rows)), warm=torch.from_numpy(self._warm[rows]),
                 init=before, seed=self.seed, **given,
@@ -164,7 +168,7 @@ class MPC:
         """Controls to start from `[len(rows), starts, T, nu]`, and Adam's moments where they are kept."""
         warm = torch.from_numpy(self._warm[rows])
         if planner.starts == 1 and bool(warm.all()) and self._u is not None:
-            starts = self._u[torch.from_numpy(rows)][:, None]
+            starts = self._rows_of(self._u, rows)[:, None]
         else:
             starts = random_starts(planner, nu, self.seed, self._slots.keys(rows))
             if self._u is not None:
@@ -178,6 +182,10 @@ class MPC:
             m, s, count = (moment[index].masked_fill(cold.view(-1, *[1] * (moment.ndim - 1)), 0) for moment in self._moments)
             moments = (m, s, count)
         return starts, moments
+
+    def _rows_of(self, kept: Tensor, rows: Rows) -> Tensor:
+        """Of some environments; of all of them as it is, for an index would have to go to the device."""
+        return kept if len(rows) == self.batch_size else kept[torch.from_numpy(rows)]
 
     def _keep(self, plan: Plan, rows: Rows) -> None:
         """Remember the plans, shifted by one step; those that diverged are dropped."""
@@ -226,13 +234,11 @@ class MPC:
         with torch.inference_mode(False), torch.no_grad():
             out = self._step.step(x0.to(self._u.device, self._u.dtype)).to(x0.device, copy=True)
         self._plan, self.rows = self._step.plan, rows
-        self._warm[:] = (out[:, -1] == 0).cpu().numpy()
+        on_host = out.cpu()  # the one wait
+        self._warm[:] = (on_host[:, -1] == 0).numpy()
         self._slots.step[rows] += 1
-        action = self._finite(out[:, :-1], rows)
+        action = out[:, :-1] if bool(on_host[:, :-1].isfinite().all()) else self._finite(out[:, :-1], rows)
         return action.numpy() if as_numpy else action
-
-    def _first_control(self, plan: Plan, rows: Rows) -> Tensor:
-        return self._finite(plan.u[:, 0], rows)
 
     def _finite(self, first: Tensor, rows: Rows) -> Tensor:
         """First controls; zero, within the bounds, for an environment where they are not finite."""
@@ -272,7 +278,10 @@ def _scatter(store: Tensor | None, rows: Tensor, values: Tensor, size: int) -> T
     """`store [size, …]` with `values` in `rows`; made, of zeros, where there is none yet."""
     if store is None:
         store = values.new_zeros(size, *values.shape[1:])
-    store[rows.to(store.device)] = values
+    if len(rows) == size:
+        store.copy_(values)
+    else:
+        store[rows.to(store.device)] = values
     return store
 
 

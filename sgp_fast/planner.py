@@ -122,4 +122,4 @@ class SGP(Numbers):
     @property
     def moves(self) -> bool:
         """Whether any step has a length."""
-        return any(schedule.table(self.step_size, self.iterations, "SGP.step_size"))
+        return any(schedule.known_table(self.step_size, self.iterations, "SGP.step_size"))

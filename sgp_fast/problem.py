@@ -136,6 +136,11 @@ class Problem:
         parts = {"dynamics": self.dynamics, "cost": self.cost, "score": self.score, "terminal": self.terminal}
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every parameter and buffer of the parts, once each."""
+        return tuple({id(t): t for part in self.modules.values() for t in _tensors(part)}.values())
+
     def controls(self, nx: int) -> int:
         """Number of controls, from the parts that know it; ValueError where they, or start states of nx, do not fit."""
         if nx != (nx_model := getattr(self.dynamics, "nx", nx)):
@@ -173,9 +178,23 @@ class Problem:
 def device_of(problem: Problem) -> torch.device:
     """Where the problem's models lie; the CPU where they have no weights."""
     for part in problem.modules.values():
-        for tensor in (*part.parameters(), *part.buffers()):
+        for tensor in _tensors(part):
             return tensor.device
     return torch.device("cpu")
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """What `parameters` and `buffers` give; those make a name for each, and every plan asks, several times."""
+    found: list[Tensor | None] = []
+    modules, seen = [module], {id(module)}
+    for here in modules:  # which grows on the way
+        found += here._parameters.values()
+        found += here._buffers.values()
+        for child in here._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                modules.append(child)
+    return list({id(t): t for t in found if t is not None}.values())
 
 
 def _serves(part: nn.Module, state: torch.dtype, products: torch.dtype, device: torch.device) -> bool:

@@ -5,6 +5,7 @@ A schedule is written as a number (constant), as a pair (start, end) joined by h
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -32,6 +33,12 @@ def table(schedule: Schedule, iterations: int, name: str) -> tuple[float, ...]:
     if not all(math.isfinite(v) and v >= 0 for v in values):
         raise ValueError(f"{name} is {schedule}; expected finite values of at least 0")
     return values
+
+
+@functools.lru_cache(maxsize=256)
+def known_table(schedule: float | tuple[float, ...], iterations: int, name: str) -> tuple[float, ...]:
+    """`table` of what a frozen planner holds, remembered: every plan asks."""
+    return table(schedule, iterations, name)
 
 
 def level_table(levels: int | Sequence[int] | None, iterations: int, count: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import schedule
+from ._remembered import numbers
 from ._sampled import refuse_ensemble, sample, score_words
 from .backends import choose
 from .backends.job import Iteration, Job, Tables
@@ -132,18 +134,26 @@ def _job(
 
 
 def _tables(problem: Problem, planner: SGP) -> Tables:
-    n = planner.iterations
     score = problem.score
+    tables = _schedules(planner, None if score is None else score.levels)
     if score is None:
-        beta, levels, sigma = (0.0,) * n, (0,) * n, (0.0,) * n
+        return tables
+    sigmas = numbers(score.sigmas)
+    return replace(tables, sigma=tuple(sigmas[level] for level in tables.levels))
+
+
+@functools.lru_cache(maxsize=64)
+def _schedules(planner: SGP, count: int | None) -> Tables:
+    """All of the tables but sigma, for a score of `count` levels or none."""
+    n = planner.iterations
+    if count is None:
+        beta, levels = (0.0,) * n, (0,) * n
     else:
         beta = schedule.table(planner.beta, n, "SGP.beta")
-        levels = schedule.level_table(planner.levels, n, score.levels)
-        sigmas = score.sigmas.tolist()
-        sigma = tuple(sigmas[level] for level in levels)
+        levels = schedule.level_table(planner.levels, n, count)
     step_size = schedule.table(planner.step_size, n, "SGP.step_size")
     settled = schedule.last_change(beta, levels, step_size)
-    return Tables(beta=beta, levels=levels, sigma=sigma, step_size=step_size, settled=settled)
+    return Tables(beta=beta, levels=levels, sigma=(0.0,) * n, step_size=step_size, settled=settled)
 
 
 def bytes_per_problem(problem: Problem, planner: SGP, nx: int, nu: int) -> int:

@@ -94,6 +94,17 @@ def test_wrong_arguments(options: dict, settings: dict, given: dict, error: type
         sgp.solve(made, planner(**settings), **dict[str, Any]({"x0": X0} | given))
 
 
+def test_finite_numbers_whose_sum_is_not_are_finite() -> None:
+    case = cases.case("learned", "quadratic")
+    x0 = torch.full((B, NX), 3e38)
+    plan = sgp.solve(case.problem, planner(precision="float32"), x0, goal=torch.full((NX,), 3e38), init=case.u)
+    assert (plan.status == sgp.Status.DIVERGED).all()
+    for name, wrong in (("x0", {"x0": torch.cat((x0[1:], -torch.inf * x0[:1]))}), ("goal", {"goal": torch.inf * x0[0]})):
+        with pytest.raises(ValueError, match=f"{name} has a value that is not finite in row {B - 1 if name == 'x0' else 0}"):
+            given: dict = {"x0": x0, "goal": x0[0], "init": case.u} | wrong
+            sgp.solve(case.problem, planner(precision="float32"), **given)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -204,7 +204,8 @@ class Compiled:
             terminal=out["terminal_cost"], change=out["change_cost"],
             score=steps("score_value") if "score_value" in out else None,
         )  # fmt: skip
-        plan = conclude(job, bounding, search, evaluation, out["taken"], out.get("history"))
+        given = (job.problem, job.planner, job.tables.penalty)
+        plan = conclude(*given, bounding, search, evaluation, out["taken"], out.get("history"))
         plan.stats.update(
             products=WORDS[products] + ", weights of 24 bits" * call.weights(division).integers,
             instructions=self.engine.instructions, division=str(division),

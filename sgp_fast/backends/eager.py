@@ -220,27 +220,30 @@ def finish(
         before, search = search.diverged, judge(planner, search, bounding, u, e.grad_u, settled)
         if torch.equal(search.diverged, before):
             break  # else the last step led some rows astray: once more, from where they were before it
-    return conclude(job, bounding, search, e, taken, history), search.diverged
+    return conclude(problem, planner, tables.penalty, bounding, search, e, taken, history), search.diverged
 
 
 def conclude(
-    job: Job, bounding: Bounding, search: Search, e: Evaluation, taken: Tensor, history: Tensor | None
-) -> Plan:
-    """The plan at an iterate that has been judged; `e` is its evaluation, at the last level and β."""
-    problem, planner, tables = job.problem, job.planner, job.tables
-    u = bounding.control(search.v)
-    finite = e.x.isfinite().all(2).all(0) & e.cost.isfinite()
+    problem: Problem, planner: SGP, penalty: float | Tensor, bounding: Bounding, search: Search, e: Evaluation,
+    taken: Tensor, history: Tensor | None,
+) -> Plan:  # fmt: skip
+    """The plan at an iterate that has been judged; `e` is its evaluation, at the last level and β.
+
+    `penalty` is `Tables.penalty`, of which a graph makes a tensor. Nothing here waits for a device.
+    """
+    u, cost = bounding.control(search.v), e.cost
+    finite = e.x.isfinite().all(2).all(0) & cost.isfinite()
     status = torch.where(search.converged, int(Status.CONVERGED), int(Status.LIMIT))
     status = torch.where(search.diverged | ~finite, int(Status.DIVERGED), status).to(torch.int8)
     score_norm = score_norms(problem, e.running, e.score)
-    penalty = tables.penalty * 0.5 * score_norm.square().sum(0)
+    far = penalty * 0.5 * score_norm.square().sum(0)
     moments = (search.m.transpose(0, 1), search.s.transpose(0, 1), search.count) if planner.keep_moments else None
     return Plan(
         u=u.transpose(0, 1).contiguous(),
         x=e.x.transpose(0, 1).contiguous(),
         costate=e.costate.transpose(0, 1).contiguous(),
-        cost=e.cost,
-        terms={"running": e.running.T.contiguous(), "terminal": e.terminal, "change": e.change, "penalty": penalty},
+        cost=cost,
+        terms={"running": e.running.T.contiguous(), "terminal": e.terminal, "change": e.change, "penalty": far},
         status=status,
         score_norm=score_norm.T.contiguous(),
         grad_norm=norm(bounding.projected(u, e.grad_u)),

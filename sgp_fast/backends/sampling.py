@@ -199,17 +199,19 @@ def plan_with(
         mean, std = refit(planner, mean, std, weights, u)
         taken += 1
     u = clip(job, mean)  # a weighted mean may pass a bound by an ulp
-    return conclude(job, u, evaluate(u), found, taken)
+    return conclude(job.penalty, u, evaluate(u), found, taken)
 
 
-def conclude(job: SamplingJob, u: Tensor, members: list[Values], found: Tensor, taken: int) -> Plan:
-    """The plan of controls `u [B, T, nu]`; of an ensemble's members the mean, term by term."""
+def conclude(penalty: float, u: Tensor, members: list[Values], found: Tensor, taken: int) -> Plan:
+    """The plan of controls `u [B, T, nu]`; of an ensemble's members the mean, term by term. Nothing waits for a device."""
 
     def mean(name: str) -> Tensor:
         return torch.stack([getattr(v, name) for v in members]).mean(0)
 
-    v = Values(*(mean(name) for name in ("x", "running", "terminal", "change", "distance")))
-    finite = v.x.isfinite().all(2).all(0) & v.cost.isfinite()
+    names = ("x", "running", "terminal", "change", "distance")
+    v = members[0] if len(members) == 1 else Values(*map(mean, names))
+    cost = v.cost
+    finite = v.x.isfinite().all(2).all(0) & cost.isfinite()
     # Where time ran out before the first candidate, nothing has been seen to diverge.
     diverged = ~finite | (~found if taken else torch.zeros_like(found))
     status = torch.where(diverged, int(Status.DIVERGED), int(Status.LIMIT)).to(torch.int8)
@@ -218,14 +220,14 @@ def conclude(job: SamplingJob, u: Tensor, members: list[Values], found: Tensor, 
         u=u.contiguous(),
         x=x,
         costate=torch.full_like(x, torch.nan),
-        cost=v.cost,
+        cost=cost,
         terms={
             "running": v.running.T.contiguous(), "terminal": v.terminal, "change": v.change,
-            "penalty": job.penalty * v.distance.sum(0),
+            "penalty": penalty * v.distance.sum(0),
         },
         status=status,
         score_norm=v.distance.sqrt().T.contiguous(),
-        grad_norm=torch.full_like(v.cost, torch.nan),
+        grad_norm=torch.full_like(cost, torch.nan),
         iterations=torch.full_like(status, taken, dtype=torch.int32),
     )  # fmt: skip
 

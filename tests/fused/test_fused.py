@@ -551,14 +551,14 @@ def test_problems_that_diverge_disturb_no_other(
     settings: dict[str, Any] = {"record_cost": True, "keep_moments": True, "tolerance": 1e-8, "clip_gradient": 0.5}
     settings["bounding"] = "tanh"
     calm = plan(case, backend, **settings)
-    load = PlanWork.load
+    load = PlanWork.load_job
 
     def spoiled(self: PlanWork, *given: Any) -> None:
         load(self, *given)
         for row, value in zip(bad, itertools.cycle(SPOILED), strict=False):
             self.buffers.x0[row] = value
 
-    monkeypatch.setattr(PlanWork, "load", spoiled)
+    monkeypatch.setattr(PlanWork, "load_job", spoiled)
     rough = plan(case, backend, **settings)
     rest = torch.tensor([i for i in range(problems) if i not in bad], device=DEVICE)
     for name, t in rough.select(rest).tensors().items():

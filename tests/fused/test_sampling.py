@@ -201,9 +201,10 @@ def test_operands_of_tf32_products_are_rounded_for_every_member(monkeypatch: pyt
 
     exact = values()
     rounded_by_hand(monkeypatch)
-    for got, want, other in zip(work.results(3)[1], values(), exact, strict=True):
-        assert torch.allclose(got.x, want.x, rtol=1e-6) and torch.allclose(got.running, want.running, rtol=1e-5)
-        assert (got.x - other.x).abs().max() > 1e-4
+    for got, want, other in zip(work.values(), values(), exact, strict=True):
+        x, running = got.x[:, :3], got.running[:, :3]
+        assert torch.allclose(x, want.x, rtol=1e-6) and torch.allclose(running, want.running, rtol=1e-5)
+        assert (x - other.x).abs().max() > 1e-4
 
 
 def test_what_diverges_disturbs_no_other() -> None:

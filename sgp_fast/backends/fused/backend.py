@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..._remembered import of_problem
 from ...kernels.packing import uncovered
 from ...plan import Plan
 from ...planner import SGP
@@ -27,7 +28,6 @@ from .calling import in_graph_or_not
 from .choice import Key, choose, user_store
 from .device import CudaDevice, Device, EagerDevice
 from .graphs import GraphCache, GraphStats, bucket
-from .packed import sources
 from .work import Make, PlanWork, Slices
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
@@ -60,7 +60,7 @@ def why_not(
         return f"its kernels plan in {', '.join(PRECISIONS)}, not in {planner.precision}"
     if callback is not None:
         return "a callback wants to see every iteration, and a graph runs them all at once"
-    return foreign_part(problem, lambda part, spec: uncovered(spec))
+    return of_problem(problem, why_not, lambda: foreign_part(problem, lambda part, spec: uncovered(spec)))
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,17 @@ class Fused:
 
     @torch.no_grad()
     def run(self, job: Job) -> Plan:
-        at, bounding, search = eager.start(job)
-        device, rows = at.x0.device, search.v.shape[1]
+        device, rows = job.x0.device, len(job.u)
         size, (job, costs) = bucket(rows), traced(job)
         runs = device_of(device)
 
         def load(work: PlanWork) -> PlanWork:
-            work.load(at, search, bounding.low, bounding.high)
+            work.load_job(job)
             return work
 
         def planned(regime: str) -> PlanWork:
             def use(_: Device, cache: GraphCache[Any]) -> PlanWork:
-                entry = cache.get(_key(job, size, regime, costs), sources(job.problem), lambda: made(regime))
+                entry = cache.get(_key(job, size, regime, costs), job.problem.tensors, lambda: made(regime))
                 work = load(entry.work)
                 entry.graph.replay()
                 return work
@@ -99,7 +98,7 @@ class Fused:
         def sliced(regime: str) -> PlanWork:
             def use(runs: Device, cache: GraphCache[Any]) -> PlanWork:
                 key = ("slices", _key(job, size, regime, costs))
-                entry = cache.get(key, sources(job.problem), lambda: Slices(made(regime), job))
+                entry = cache.get(key, job.problem.tensors, lambda: Slices(made(regime), job))
                 entry.work.capture(runs)
                 work = load(entry.work.plan)
                 entry.graph.replay()
@@ -117,7 +116,10 @@ class Fused:
             return eager.Eager("measured fastest").run(replace(job, problem=prepared))
 
         with using(device):
-            candidates = candidates_of(job, size, self.regime, costs)
+            candidates = of_problem(
+                job.problem, (candidates_of, job.planner, size, device, self.regime, costs.split),
+                lambda: candidates_of(job, size, self.regime, costs),
+            )  # fmt: skip
             bodies: dict[str, Callable[[], Any]] = {name: functools.partial(planned, name) for name in candidates}
             began, captured = time.perf_counter(), capture_seconds(device)
             bodies |= {"eager": eagerly} if self.race_eager else {}
@@ -128,8 +130,7 @@ class Fused:
                 plan.stats.update(backend="eager", choice=why, tune_seconds=tuned)
                 return plan
             work = sliced(regime) if job.deadline < math.inf else planned(regime)
-            search, evaluation, taken, history = work.results(rows)
-        plan = eager.conclude(job, bounding, search, evaluation, taken, history)
+            plan = work.results(rows)
         plan.stats.update(regime=regime, bucket=size, choice=why, tune_seconds=tuned, **told(device, costs))
         return plan
 
@@ -162,6 +163,8 @@ def traced(job: Jobs) -> tuple[Jobs, CustomCosts]:
     """The costs of a job that are not of ours, and the job with as much time left as before they were traced."""
     began = time.monotonic()
     costs = custom_costs(job)
+    if costs.running is None and costs.terminal is None:
+        return job, costs
     return replace(job, deadline=job.deadline + time.monotonic() - began), costs
 
 
@@ -214,7 +217,7 @@ def using(device: torch.device) -> Iterator[None]:
 
 def capture_seconds(device: torch.device) -> float:
     """What went into captures so far."""
-    return graphs_of(device).stats.seconds + graphs_of(device, False).stats.seconds
+    return graphs_of(device).seconds + graphs_of(device, False).seconds
 
 
 def told(device: torch.device, costs: CustomCosts) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -42,6 +42,44 @@ def copy_in(static: Tensor, given: Tensor, name: str) -> None:
     Raises ValueError, which says `name`, unless all axes but the first are the same, and dtype and device too: a copy that
     broadcasts or converts would plan something else than what was asked for, silently.
     """
+    copy_all_in([(name, static, given)])
+
+
+@torch.no_grad()
+def copy_all_in(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> None:
+    """`copy_in` of several `(name, static, given)`: one launch for those of a dtype that lie row by row."""
+    for name, static, given in pairs:
+        _check_alike(static, given, name)
+    heads = [(static[: len(given)], given) for _, static, given in pairs]
+    tails = [
+        (static[len(given) :], given[-1:].expand(len(static) - len(given), *given.shape[1:]))
+        for _, static, given in pairs
+        if len(given) < len(static)
+    ]
+    _copy_all([*heads, *tails])
+
+
+@torch.no_grad()
+def copy_all_out(tensors: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Copies of the first rows of each tensor: one launch for those of a dtype."""
+    cut = {name: t[:rows] for name, t in tensors.items()}
+    out = {name: torch.empty_like(t) for name, t in cut.items()}
+    _copy_all([(out[name], t) for name, t in cut.items()])
+    return out
+
+
+def _copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    together: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for to, of in pairs:
+        if to.stride() == of.stride():  # all of a launch must lie alike, else there is one for each
+            together.setdefault(to.dtype, []).append((to, of))
+        else:
+            to.copy_(of)
+    for same in together.values():
+        torch._foreach_copy_([to for to, _ in same], [of for _, of in same])  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _check_alike(static: Tensor, given: Tensor, name: str) -> None:
     rows, wanted = len(static), tuple(static.shape[1:])
     if given.ndim != static.ndim or tuple(given.shape[1:]) != wanted or not 1 <= len(given) <= rows:
         expected = ", ".join(("r", *map(str, wanted)))
@@ -50,10 +88,6 @@ def copy_in(static: Tensor, given: Tensor, name: str) -> None:
         raise ValueError(f"{name} is {given.dtype}; expected {static.dtype}, convert it with .to({static.dtype})")
     if given.device != static.device:
         raise ValueError(f"{name} is on {given.device}; expected {static.device}, move it with .to('{static.device}')")
-    with torch.no_grad():
-        static[: len(given)].copy_(given)
-        if len(given) < rows:
-            static[len(given) :].copy_(given[-1:].expand(rows - len(given), *wanted))
 
 
 class Work(Protocol):
@@ -133,7 +167,7 @@ class GraphCache(Generic[W]):
         self._device, self._max_entries, self._max_bytes = device, max_entries, max_bytes
         self._entries: OrderedDict[Hashable, Entry[W]] = OrderedDict()
         self._hits = self._misses = self._recaptures = self._evictions = 0
-        self._seconds = 0.0
+        self.seconds = 0.0  # that went into captures
 
     def get(self, key: Hashable, reads: Sequence[Tensor], build: Callable[[], W]) -> Entry[W]:
         """The entry of `key`; where there is none, or a tensor of `reads` is not the one that it reads, of a new `build()`.
@@ -152,7 +186,7 @@ class GraphCache(Generic[W]):
                 return found
             began = time.perf_counter()
             entry = self._capture(reads, build)
-            self._seconds += time.perf_counter() - began
+            self.seconds += time.perf_counter() - began
             self._entries[key] = entry
             self._entries.move_to_end(key)
             if found is None:
@@ -168,7 +202,7 @@ class GraphCache(Generic[W]):
         with self.lock:
             captures = self._misses + self._recaptures
             counts = (self._hits, self._misses, captures, self._recaptures, self._evictions)
-            return GraphStats(*counts, len(self._entries), self._bytes(), self._seconds)
+            return GraphStats(*counts, len(self._entries), self._bytes(), self.seconds)
 
     def _capture(self, reads: Sequence[Tensor], build: Callable[[], W]) -> Entry[W]:
         work = build()

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from ...plan import Plan
-from .. import eager
+from ..bounding import Bounding
 from ..job import Job
 from .backend import candidates_of, device_of, in_graph
 from .calling import try_calls
 from .graphs import bucket, copy_in
-from .packed import sources
 from .work import PlanWork
 
 
@@ -36,18 +35,17 @@ class Receding:
         `stats` are those of that plan; the plans of the steps have them, too.
         """
         self._stats = stats
-        at, bounding, search = eager.start(job)
         self._job = job
-        self._rows = len(at.x0)
+        self._rows = len(job.x0)
         size = bucket(self._rows)
-        self._work = PlanWork(job.problem, job, size, at.x0.device, candidates_of(job, size)[regime])
-        self._work.load(at, search, bounding.low, bounding.high)
+        self._work = PlanWork(job.problem, job, size, job.x0.device, candidates_of(job, size)[regime])
+        self._work.load_job(job)
         b = self._work.buffers
-        self._bounding = eager.Bounding(bounding.kind, b.low, b.high)
+        self._bounding = Bounding(job.planner.bounding, b.low, b.high)
         self._u, self._m, self._s = torch.zeros_like(b.v), torch.zeros_like(b.m), torch.zeros_like(b.s)
         self._count = torch.zeros_like(b.count)
         self._out = b.x0.new_zeros(b.rows, b.v.shape[2] + 1)
-        self._device = device_of(at.x0.device)
+        self._device = device_of(job.x0.device)
         costs = self._work.functions.costs
         self._graph = in_graph(job, costs, lambda device, _: device.capture(self._body))
         self._is_held = costs.unheld is None
@@ -70,7 +68,7 @@ class Receding:
             try_calls(self._device, costs, self._job.problem)
             if costs.unheld is not None:
                 return False  # the graph is not to be trusted any more
-        now = sources(self._job.problem)
+        now = self._job.problem.tensors
         return all(a is b and a.data_ptr() == at for a, b, at in zip(now, self._work.reads, self._addresses, strict=True))
 
     def step(self, x0: Tensor) -> Tensor:
@@ -85,26 +83,20 @@ class Receding:
 
     def plan(self) -> Plan:
         """The plan of the last step."""
-        search, evaluation, taken, history = self._work.results(self._rows)
-        b = self._work.buffers
-        cut = (t if t is None else t[: self._rows] for t in (b.low, b.high))
-        bounding = eager.Bounding(self._bounding.kind, *cut)
-        return replace(eager.conclude(self._job, bounding, search, evaluation, taken, history), stats=self._stats)
+        self._work.conclude()  # not part of a step: few ask for the plan
+        return replace(self._work.results(self._rows), stats=self._stats)
 
     def _body(self) -> None:
-        b, keep = self._work.buffers, self._job.planner.keep_moments
-        b.v.copy_(self._bounding_rows("variable", self._u))
-        for static, kept in ((b.m, self._m), (b.s, self._s), (b.count, self._count)):
-            static.copy_(kept) if keep else static.zero_()
-        self._work.body()
-        u = self._bounding_rows("control", b.v)
+        b = self._work.buffers
+        self._work.start.copy_(self._u)
+        if self._job.planner.keep_moments:
+            for static, kept in ((b.m, self._m), (b.s, self._s), (b.count, self._count)):
+                static.copy_(kept)
+        self._work.search()
+        u = self._bounding.control(b.v.transpose(0, 1)).transpose(0, 1)  # `Bounding` is time-major; here rows come first
         self._out[:, :-1].copy_(u[:, 0])
         self._out[:, -1].copy_(b.diverged)
         for store, new in ((self._u, u), (self._m, b.m), (self._s, b.s)):
             store[:, :-1].copy_(new[:, 1:])
             store[:, -1].copy_(new[:, -1])
         self._count.copy_(b.count)
-
-    def _bounding_rows(self, what: str, t: Tensor) -> Tensor:
-        """`Bounding` is time-major; here rows come first."""
-        return getattr(self._bounding, what)(t.transpose(0, 1)).transpose(0, 1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._remembered import of_problem
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import Program, lay_out, padded, uncovered
 from ...kernels.refit import allocate_sums, weighted_sums
@@ -27,8 +28,8 @@ from .arguments import model_of
 from .backend import PRECISIONS, device_of, in_graph, interpreting, told, traced, using
 from .device import Device
 from .functions import Functions, own
-from .graphs import GraphCache, bucket, copy_in
-from .packed import PackedProblem, sources
+from .graphs import GraphCache, bucket, copy_all_in, copy_all_out
+from .packed import PackedProblem
 
 # Candidates of all problems that are planned together: their costs are 64 MB, and a few times as much at work.
 CANDIDATES = 1 << 24
@@ -47,12 +48,21 @@ def why_not(problem: Problem, planner: Sampler, device: torch.device) -> str | N
         return f"its kernels run on {where}, and the models are on {device}"
     if planner.precision not in PRECISIONS:
         return f"its kernels plan in {', '.join(PRECISIONS)}, not in {planner.precision}"
-    for member in members_of(problem):
-        if (why := foreign_part(member, lambda part, spec: uncovered(spec))) is not None:
-            return why
-    if tile_of(problem, planner, planner.samples, device) is None:
+    if (why := of_problem(problem, why_not, lambda: _foreign_part(problem))) is not None:
+        return why
+    if known_tile(problem, planner, planner.samples, device) is None:
         return f"no tile is known for networks as wide as these in {planner.precision}"
     return None
+
+
+def _foreign_part(problem: Problem) -> str | None:
+    found = (foreign_part(member, lambda part, spec: uncovered(spec)) for member in members_of(problem))
+    return next((why for why in found if why is not None), None)
+
+
+def known_tile(problem: Problem, planner: Sampler, rows: int, device: torch.device) -> Tile | None:
+    """`tile_of`, remembered: every plan asks, twice."""
+    return of_problem(problem, (tile_of, planner, rows, device), lambda: tile_of(problem, planner, rows, device))
 
 
 def tile_of(problem: Problem, planner: Sampler, rows: int, device: torch.device) -> Tile | None:
@@ -102,8 +112,9 @@ class RolloutWork:
 
     def __init__(self, job: SamplingJob, rows: int, tile: Tile) -> None:
         problem, planner, device = job.problem, job.planner, job.x0.device
-        self._problems, self.reads = members_of(problem), sources(problem)
+        self._problems, self.reads = members_of(problem), problem.tensors
         self._planner, self._tile, self._penalty, self._level = planner, tile, job.penalty, job.level
+        self._plan: Plan | None = None
         self.functions = Functions(job, rows, device)
         packed = [
             PackedProblem(m, planner.product_dtype, device, self.functions, planner.input_precision) for m in self._problems
@@ -118,7 +129,7 @@ class RolloutWork:
         self.mean, self._std = torch.zeros_like(self._start), torch.zeros_like(self._start)
         self._low, self._high = (None if job.low is None else floats(rows, nu) for _ in range(2))
         self._goal = None if job.goal is None else floats(rows, nx)
-        self._seed = torch.zeros(1, dtype=torch.int64, device=device)
+        self._seed, self._seeded = torch.zeros(1, dtype=torch.int64, device=device), 0
         self._keys = torch.zeros(rows, dtype=torch.int64, device=device)
         self.found = torch.zeros(rows, dtype=torch.bool, device=device)
         self._sums = allocate_sums(planner.samples, self.mean)
@@ -130,9 +141,9 @@ class RolloutWork:
         self._programs = min(-(-rows * planner.samples // tile.block_b), _most_programs(device))
         self._scratch = torch.empty(self._programs * self._layout.scratch, dtype=planner.product_dtype, device=device)
         self._scratch32 = torch.empty(self._programs * self._layout.scratch32, dtype=torch.float32, device=device)
+        self.bytes = self._bytes()  # asked for at every plan
 
-    @property
-    def bytes(self) -> int:
+    def _bytes(self) -> int:
         own = (self._start, self._start_std, self.mean, self._std, *self._sums, self._scratch, self._scratch32,
                self._states, self._controls)  # fmt: skip
         members = sum(member.bytes for member in self.members)
@@ -145,17 +156,21 @@ class RolloutWork:
             ("low", self._low, job.low), ("high", self._high, job.high), ("goal", self._goal, job.goal),
             ("keys", self._keys, job.keys),
         ]  # fmt: skip
-        for name, static, tensor in given:
-            if static is not None and tensor is not None:
-                copy_in(static, tensor.expand(len(job.x0), *tensor.shape[1:]) if len(tensor) == 1 else tensor, name)
+        copy_all_in([
+            (name, static, tensor.expand(len(job.x0), *tensor.shape[1:]) if len(tensor) == 1 else tensor)
+            for name, static, tensor in given if static is not None and tensor is not None
+        ])  # fmt: skip
         self.functions.load(job.params)
-        self._seed.fill_((job.seed + 2**63) % 2**64 - 2**63)
+        if job.seed != self._seeded:
+            self._seed.fill_((job.seed + 2**63) % 2**64 - 2**63)
+            self._seeded = job.seed
 
     def body(self) -> None:
         self.begin()
         for i in range(self._planner.iterations):
             self.iterate(i)
         self.evaluate()
+        self.conclude(self._planner.iterations)
 
     def iterate(self, i: int) -> None:
         self.roll_out(i)
@@ -214,20 +229,24 @@ class RolloutWork:
                 at_plan.running.add_(running.T)
                 at_plan.terminal.add_(terminal)
 
-    def results(self, rows: int) -> tuple[Tensor, list[Values], Tensor]:
-        """The plan's controls, its values under each member (time-major), and who had a finite candidate; copies."""
+    def values(self) -> list[Values]:
+        """What the mean comes to under each member, time-major, where the last evaluation wrote it."""
 
         def steps(t: Tensor) -> Tensor:
-            return t[:rows].transpose(0, 1).clone()
+            return t.transpose(0, 1)
 
-        values = []
-        for member in self.members:
-            at = member.at_plan
-            values.append(Values(
-                x=steps(at.x), running=steps(at.running), terminal=at.terminal[:rows].clone(),
-                change=at.change[:rows].clone(), distance=steps(at.distance),
-            ))  # fmt: skip
-        return self.mean[:rows].clone(), values, self.found[:rows].clone()
+        found = (member.at_plan for member in self.members)
+        return [Values(steps(at.x), steps(at.running), at.terminal, at.change, steps(at.distance)) for at in found]
+
+    def conclude(self, taken: int) -> None:
+        """Make the plan of the last evaluation, after so many iterations."""
+        # Not in buffers of our own: what is allocated while a graph is captured stays the graph's, at its address.
+        self._plan = conclude(self._penalty, self.mean, self.values(), self.found, taken)
+
+    def results(self, rows: int) -> Plan:
+        """The plan that was concluded; copies, for a graph runs again."""
+        assert self._plan is not None
+        return Plan.from_tensors(copy_all_out(self._plan.tensors(), rows), {})
 
     def _called(self, x: Tensor, u: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """Running `[T, rows]` and terminal `[rows]` costs of what is called, for rows of the problems `at`; else zeros."""
@@ -286,31 +305,30 @@ class FusedSampling:
         planner, device = job.planner, job.x0.device
         batch, (job, costs) = len(job.x0), traced(job)
         size = bucket(batch)
-        tile = tile_of(job.problem, planner, size * planner.samples, device)
+        tile = known_tile(job.problem, planner, size * planner.samples, device)
         assert tile is not None  # `why_not` has found one
         def made() -> RolloutWork:
             return RolloutWork(job, size, tile)
 
         # One cache holds the graphs of a device, whatever they plan; a key's work is always of one kind.
-        def use(_: Device, cache: GraphCache[Any]) -> tuple[RolloutWork, int]:
-            entry = cache.get(_key(job, size, costs), sources(job.problem), made)
+        def use(_: Device, cache: GraphCache[Any]) -> RolloutWork:
+            entry = cache.get(_key(job, size, costs), job.problem.tensors, made)
             work = entry.work
             work.load(job)
             if job.deadline < math.inf:
-                return work, _until(job, work)
-            entry.graph.replay()
-            return work, planner.iterations
+                _until(job, work)
+            else:
+                entry.graph.replay()
+            return work
 
         with using(device):
-            work, taken = in_graph(job, costs, use)
-            u, values, found = work.results(batch)
-        plan = conclude(job, u, values, found, taken)
+            plan = in_graph(job, costs, use).results(batch)
         stats = {"regime": f"rollout, tile of {tile.block_b} rows", "bucket": size, **told(device, costs)}
         return replace(plan, stats=stats)
 
 
-def _until(job: SamplingJob, work: RolloutWork) -> int:
-    """Iterate while there is time, without a graph, and evaluate; returns the iterations that were made."""
+def _until(job: SamplingJob, work: RolloutWork) -> None:
+    """Iterate while there is time, without a graph, and conclude."""
     device, taken = job.x0.device, 0
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         work.begin()
@@ -319,7 +337,7 @@ def _until(job: SamplingJob, work: RolloutWork) -> int:
             taken += 1
             device_of(device).finish()
         work.evaluate()
-    return taken
+        work.conclude(taken)
 
 
 def _key(job: SamplingJob, size: int, costs: CustomCosts) -> Hashable:

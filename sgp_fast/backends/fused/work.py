@@ -10,16 +10,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...plan import Plan
 from ...planner import SGP
 from ...problem import Problem
-from ..eager import Conditions, Evaluation, Search
+from ..bounding import Bounding
+from ..eager import Conditions, Evaluation, Search, conclude
 from ..job import LOOK, Job
 from ..products import products_of
 from .buffers import Buffers
 from .device import Device, Graph
 from .functions import Functions
-from .graphs import copy_in
-from .packed import PackedProblem, sources
+from .graphs import copy_all_in, copy_all_out
+from .packed import PackedProblem
 
 
 class Regime(Protocol):
@@ -45,10 +47,11 @@ class Slices:
         self._ends = [*range(LOOK, plan.iterations, LOOK), plan.iterations]
         self._graphs: list[Graph] = []
         self._judge: dict[bool, Graph] = {}
+        self._conclude: list[Graph] = []
 
     @property
     def bytes(self) -> int:
-        return self.plan.bytes + sum(graph.bytes for graph in (*self._graphs, *self._judge.values()))
+        return self.plan.bytes + sum(graph.bytes for graph in (*self._graphs, *self._judge.values(), *self._conclude))
 
     def body(self) -> None:
         self.plan.begin()
@@ -60,6 +63,7 @@ class Slices:
         slices = [((last - 1) // LOOK * LOOK, last) for last in self._ends]
         graphs = [device.capture(functools.partial(self.plan.iterate, *ends)) for ends in slices]
         judge = {settled: device.capture(functools.partial(self.plan.evaluate, settled)) for settled in (False, True)}
+        self._conclude = [device.capture(self.plan.conclude)]
         self._graphs, self._judge = graphs, judge  # at last: where a capture fails, there are none
 
     def run(self, job: Job, device: Device) -> None:
@@ -87,17 +91,21 @@ class Slices:
             b.v.copy_(torch.where(back[:, None, None], best, b.v))
             b.good.copy_(torch.where(back[:, None, None], best, b.good))
             ended.replay()
+        self._conclude[0].replay()
 
 
 class PlanWork:
-    """All of a plan: weights as they are now, the search from its start, every iteration, the last evaluation.
+    """All of a plan: weights as they are now, the search from its start, every iteration, the last evaluation, the plan.
 
-    `load` copies a job in and `results` reads what came out, cut to the job's rows.
+    `load_job` copies a job in and `results` copies the plan out, cut to the job's rows. All else is the body's: what a graph
+    holds costs the device a few microseconds, and what is launched beside it costs the host tens of them.
+
+    start   controls to start from `[R, T, nu]`; Adam's moments are taken from the buffers where the planner keeps them
     """
 
     def __init__(self, problem: Problem, job: Job, rows: int, device: torch.device, make: Make) -> None:
         planner, tables = job.planner, job.tables
-        self.problem, self.reads = problem, sources(problem)
+        self.problem, self.reads = problem, problem.tensors
         self.functions = Functions(job, rows, device)
         self.packed = PackedProblem(
             problem, planner.product_dtype, device, self.functions, planner.input_precision
@@ -112,15 +120,25 @@ class PlanWork:
             (self.buffers.level, tables.levels),
         ):
             static.copy_(torch.tensor(values, dtype=static.dtype))
+        self.start = torch.zeros_like(self.buffers.v)
+        self._bounding = Bounding(planner.bounding, self.buffers.low, self.buffers.high)
+        self._planner, self._last = planner, (tables.beta[-1], tables.levels[-1])
+        self._plan: Plan | None = None
         self.iterations, self._precision = planner.iterations, planner.precision
         self.regime = make(self.packed, planner, self.buffers, tables.settled)
+        self.bytes = self._bytes()  # asked for at every plan
 
-    @property
-    def bytes(self) -> int:
+    def _bytes(self) -> int:
         networks = sum(model.network.bytes for model in self.packed.models.values())
-        return networks + self.buffers.bytes + self.functions.bytes + self.regime.bytes
+        start = self.start.numel() * self.start.element_size()
+        return networks + self.buffers.bytes + self.functions.bytes + self.regime.bytes + start
 
     def body(self) -> None:
+        self.search()
+        self.conclude()
+
+    def search(self) -> None:
+        """Without what a plan tells beside its controls."""
         self.begin()
         self.iterate(0, self.iterations)
         self.evaluate(settled=True)
@@ -146,42 +164,78 @@ class PlanWork:
         """What comes before the first iteration. The start was copied in."""
         b = self.buffers
         self.packed.refresh(self.problem)
+        b.v.copy_(self._bounding.variable(self.start.transpose(0, 1)).transpose(0, 1))
         b.good.copy_(b.v)
+        if not self._planner.keep_moments:
+            for moment in (b.m, b.s, b.count):
+                moment.zero_()
         b.active.fill_(1)
         for flags in (b.diverged, b.converged, b.taken):
             flags.zero_()
         if b.history is not None:
             b.history.fill_(torch.nan)
 
+    def load_job(self, job: Job) -> None:
+        """Copy in a job, whose rows may be fewer than the bucket has."""
+        b, starts = self.buffers, job.planner.starts
+
+        def rows(t: Tensor) -> Tensor:
+            if len(t) == 1 < len(job.x0):
+                return t.expand(len(job.u), *t.shape[1:])
+            return t if starts == 1 else t.repeat_interleave(starts, 0)
+
+        given = [("init", self.start, job.u)]
+        of_problems = (("x0", b.x0, job.x0), ("goal", b.goal, job.goal), ("low", b.low, job.low), ("high", b.high, job.high))
+        given += [(name, static, rows(t)) for name, static, t in of_problems if static is not None and t is not None]
+        if job.moments is not None:
+            given += zip(("m", "s", "count"), (b.m, b.s, b.count), job.moments, strict=True)
+        elif self._planner.keep_moments:
+            torch._foreach_zero_([b.m, b.s, b.count])  # pyright: ignore[reportPrivateImportUsage]
+        copy_all_in(given)
+        params = job.params
+        if starts > 1 and params is not None:
+            params = {name: rows(p) for name, p in params.items()} if isinstance(params, dict) else rows(params)
+        self.functions.load(params)
+
     def load(self, at: Conditions, search: Search, low: Tensor | None, high: Tensor | None) -> None:
         """Copy in where a search starts; tensors of `search` are time-major, as the reference has them."""
-        b = self.buffers
-        given: list[tuple[str, Tensor | None, Tensor | None]] = [
-            ("x0", b.x0, at.x0), ("goal", b.goal, at.goal), ("low", b.low, low), ("high", b.high, high),
-            ("count", b.count, search.count),
-        ]  # fmt: skip
-        given += [(n, getattr(b, n), getattr(search, n).transpose(0, 1)) for n in ("v", "m", "s")]
-        for name, static, tensor in given:
-            if static is not None and tensor is not None:
-                rows = tensor.expand(len(at.x0), *tensor.shape[1:]) if len(tensor) == 1 else tensor
-                copy_in(static, rows, name)
+        b, count = self.buffers, len(at.x0)
+        u = Bounding(self._planner.bounding, low, high).control(search.v)
+        given = [(name, static, t.transpose(0, 1)) for name, static, t in (
+            ("init", self.start, u), ("m", b.m, search.m), ("s", b.s, search.s)
+        )]  # fmt: skip
+        given.append(("count", b.count, search.count))
+        for name, static, t in (("x0", b.x0, at.x0), ("goal", b.goal, at.goal), ("low", b.low, low), ("high", b.high, high)):
+            if static is not None and t is not None:
+                given.append((name, static, t.expand(count, *t.shape[1:]) if len(t) == 1 else t))
+        copy_all_in(given)
         self.functions.load(at.params)
 
-    def results(self, rows: int) -> tuple[Search, Evaluation, Tensor, Tensor | None]:
-        """The search, the last evaluation (time-major), the steps taken and the history; copies, for a graph runs again."""
-        b = self.buffers
+    def conclude(self) -> None:
+        """Make the plan of the last evaluation: as the reference does, of the buffers."""
+        b, score = self.buffers, self.problem.score
+        beta, level = self._last
+        # In float64, and of the levels of this moment, as `Tables.penalty` is.
+        penalty = 0.0 if score is None else beta * score.sigmas[level].double().square()
 
         def steps(t: Tensor) -> Tensor:
-            return t[:rows].transpose(0, 1).clone()
+            return t.transpose(0, 1)
 
         v = steps(b.v)
         search = Search(
-            v=v, good=v, m=steps(b.m), s=steps(b.s), count=b.count[:rows].clone(), active=b.active[:rows] != 0,
-            diverged=b.diverged[:rows] != 0, converged=b.converged[:rows] != 0,
+            v=v, good=v, m=steps(b.m), s=steps(b.s), count=b.count, active=b.active, diverged=b.diverged != 0,
+            converged=b.converged != 0,
         )  # fmt: skip
         evaluation = Evaluation(
-            x=steps(b.x), costate=steps(b.costate), grad_u=steps(b.grad_u), running=steps(b.running),
-            terminal=b.terminal[:rows].clone(), change=b.change[:rows].clone(),
-            score=None if self.packed.score is None else steps(b.score),
+            x=steps(b.x), costate=steps(b.costate), grad_u=steps(b.grad_u), running=steps(b.running), terminal=b.terminal,
+            change=b.change, score=None if self.packed.score is None else steps(b.score),
         )  # fmt: skip
-        return search, evaluation, b.taken[:rows].clone(), None if b.history is None else b.history[:rows].clone()
+        # Not in buffers of our own: what is allocated while a graph is captured stays the graph's, at its address.
+        self._plan = conclude(
+            self.problem, self._planner, penalty, self._bounding, search, evaluation, b.taken, b.history
+        )
+
+    def results(self, rows: int) -> Plan:
+        """The plan that was concluded; copies, for a graph runs again."""
+        assert self._plan is not None
+        return Plan.from_tensors(copy_all_out(self._plan.tensors(), rows), {})
