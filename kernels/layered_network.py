@@ -141,8 +141,8 @@ class LayeredNetwork:
         return self.out
 
     def _vjp(self, cut: Cut, cotangent: Tensor, condition: Tensor | None, keep: int) -> Tensor:
-        """`vjp`, likewise; the last product, with nothing behind it, is the library's."""
-        operations = self.program.operations
+        """`vjp`, likewise."""
+        operations = (self.program.entry, *self.program.operations)
         self._finish_backward(operations[-1], cotangent, self._turn(0, self.program.out_columns), keep, condition)
         for turn, (op, before) in enumerate(zip(operations[:0:-1], operations[-2::-1], strict=True)):
             given = _condition(condition) if before.condition == "multiply" else Condition()
@@ -150,10 +150,7 @@ class LayeredNetwork:
                 self._turn(turn, op.columns), self._weight(op), self._turn(turn + 1, op.inputs), self._vectors(before),
                 given, self._streams(before), self._kept(before, keep), cut, **self._kind(before),
             )  # fmt: skip
-        first, turn = operations[0], len(operations) - 1
-        grad = self._turn(turn + 1, first.inputs)
-        torch.mm(self._turn(turn, first.columns), self._weight(first), out=grad)
-        return grad
+        return self._turn(len(operations) - 1, self.program.columns)
 
     def _turn(self, number: int, columns: int) -> Tensor:
         """The buffers y and h in turn."""
@@ -169,7 +166,9 @@ class LayeredNetwork:
 
     def _finish_backward(self, op: Operation, g: Tensor, y: Tensor, keep: int, condition: Tensor | None) -> None:
         given = _condition(condition) if op.condition == "multiply" else Condition()
-        finish_backward(g, y, self._vectors(op), given, self._streams(op), self._kept(op, keep), **self._kind(op))
+        early = self._cut is not None and self._cut.early
+        kept, kind = self._kept(op, keep), self._kind(op)
+        finish_backward(g, y, self._vectors(op), given, self._streams(op), kept, **kind, early=early)
 
     def _kind(self, op: Operation) -> dict[str, Any]:
         """What a kernel is compiled for. The like operations of a network, and of others, share their kernels."""
