@@ -48,7 +48,7 @@ def linear_forward_kernel(
     a_ptr, w_ptr, vectors, condition, streams, kept, y_ptr, rows_total, DEPTH: tl.constexpr, CONDITION: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     STREAM_COLUMNS: tl.constexpr, NOTHING: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_K: tl.constexpr, EARLY: tl.constexpr = False,
+    BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """From operands `a [rows, DEPTH]` and weights `[COLUMNS, DEPTH]` to the operands `y [rows, COLUMNS]` of the next."""
     step_in(EARLY)
@@ -65,7 +65,7 @@ def linear_backward_kernel(
     a_ptr, w_ptr, vectors, condition, streams, kept, y_ptr, rows_total, DEPTH: tl.constexpr, CONDITION: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     STREAM_COLUMNS: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
-    EARLY: tl.constexpr = False,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """From gradients `a [rows, DEPTH]` in a product with weights `[DEPTH, COLUMNS]` to those in the product before it."""
     step_in(EARLY)

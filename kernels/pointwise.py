@@ -67,7 +67,7 @@ class Streams(NamedTuple):
 def finish_forward_kernel(
     h_ptr, vectors, joined, condition, streams, kept, y_ptr, rows_total,
     CONDITION: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr, EARLY: tl.constexpr = False,
+    STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """From a product `h [rows, COLUMNS]` to the operand `y [rows, COLUMNS]` of the next."""
     step_in(EARLY)
@@ -122,7 +122,7 @@ def forward_rows(
 def finish_backward_kernel(
     g_ptr, g_stride, vectors, condition, streams, kept, y_ptr, rows_total,
     CONDITION: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr, EARLY: tl.constexpr = False,
+    STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """From a gradient `g [rows, COLUMNS]` in an operation's output to `y [rows, COLUMNS]`, that in its product."""
     step_in(EARLY)
@@ -181,7 +181,7 @@ def finish_forward(
         CONDITION=CONDITION, ACTIVATION=ACTIVATION, RESIDUAL=RESIDUAL, WIDTH=WIDTH, STREAM_COLUMNS=STREAM_COLUMNS
     )
     finish_forward_kernel[grid(rows, columns)](
-        h, vectors, joined, condition, streams, kept, y, rows, **kind, **division(columns)
+        h, vectors, joined, condition, streams, kept, y, rows, **kind, **division(columns), **launched(False)
     )
 
 
@@ -214,7 +214,7 @@ def grid(rows: int, columns: int) -> tuple[int]:
 
 def launched(early: bool) -> dict[str, Any]:
     """How a kernel is launched: see `early`."""
-    return {"EARLY": True, "launch_pdl": True} if early else {}
+    return {"EARLY": early, **({"launch_pdl": True} if early else {})}
 
 
 def row_stride(rows: Tensor) -> int:

@@ -26,7 +26,7 @@ def inputs_kernel(
     x_ptr, v_ptr, low_ptr, high_ptr, out_ptr, scale_ptr, b_ptr, inv_k_ptr, z_ptr, t, rows_total, R, b_stride,
     T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, COLUMNS: tl.constexpr, B_COLUMNS: tl.constexpr,
     BOUNDING: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr = False,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Inputs `z [rows, COLUMNS]` of a network for the states and controls from step t on.
 
@@ -64,7 +64,7 @@ def inputs_kernel(
 def cost_kernel(
     grad_ptr, of_ptr, inv_k_ptr, value_ptr, pull_ptr, rows_total, R,
     STEPS: tl.constexpr, COLUMNS: tl.constexpr, OUT_COLUMNS: tl.constexpr, SIGN: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr = False,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Values of a cost at `value [R, STEPS]` and its gradient at `pull [rows, COLUMNS]`.
 
@@ -88,7 +88,7 @@ def cost_kernel(
 def score_kernel(
     out_ptr, inv_k_ptr, gain_ptr, level_ptr, beta_ptr, score_ptr, pull_ptr, i, rows_total, R,
     T: tl.constexpr, NZ: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr = False,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Scores of iteration i at `score [R, T, NZ]`, from the network's output `[rows, COLUMNS]`; β times them off `pull`."""
     step_in(EARLY)
@@ -106,7 +106,7 @@ def score_kernel(
 def adjoint_kernel(
     pull_ptr, grad_ptr, inv_k_ptr, scale_ptr, costate_ptr, grad_u_ptr, cotangent_ptr, t, R,
     T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr = False,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Step t of the backward sweep: `costate [R, T+1, NX]`, `grad_u [R, T, NU]`, and the next cotangent λ ⊙ scale.
 
@@ -137,7 +137,7 @@ def update_kernel(
     search, step_size_ptr, i, settled, moves, rows_total,
     OPTIONS: tl.constexpr, T: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr,
     CHANGE: tl.constexpr, HISTORY: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr = False,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Judge all problems after their evaluation in iteration i, and move them or not; see `update.update_rows`.
 

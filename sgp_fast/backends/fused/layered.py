@@ -268,12 +268,14 @@ def layered_plans(problem: Problem, planner: SGP, device: torch.device) -> dict[
     ways: dict[str, Make] = {"layered": Layered}
     if planner.product_dtype != torch.float32:
         parts = (problem.dynamics, problem.score, own(problem.cost), own(problem.terminal))
-        specs = [part.network.spec for part in parts if getattr(part, "network", None) is not None]
+        networks = (getattr(part, "network", None) for part in parts)
+        specs = [network.spec for network in networks if network is not None]
         columns = padded(problem.dynamics.nx + problem.dynamics.nu)
         if any(holds_rows(lay_out(spec, columns).program) for spec in specs):
             cuts = {"layered with products of 16 rows": INTERPRETED} if is_interpreted() else CUTS
-            early = {f"{name}, launched early": replace(cut, early=True) for name, cut in cuts.items() if can_step_in(device)}
-            ways |= {name: functools.partial(Layered, cut=cut) for name, cut in (cuts | early).items()}
+            if can_step_in(device):
+                cuts = cuts | {f"{name}, launched early": replace(cut, early=True) for name, cut in cuts.items()}
+            ways |= {name: functools.partial(Layered, cut=cut) for name, cut in cuts.items()}
     return ways
 
 
