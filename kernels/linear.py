@@ -100,10 +100,10 @@ def linear_forward(
     **kind: Any,
 ) -> None:
     """Write y `[rows, columns]` for operands a `[rows, inputs]` and a weight `[columns, inputs]`; see `finish_forward`."""
+    kind |= {"DEPTH": a.shape[1], "COLUMNS": len(weight), "NOTHING": Condition(), "INTERPRET": cut is INTERPRETED}
     linear_forward_kernel[_grid(a, cut)](
-        a, weight, vectors, condition, streams, kept, y, len(a), DEPTH=a.shape[1], COLUMNS=len(weight),
-        NOTHING=Condition(), INTERPRET=cut is INTERPRETED, **kind, **cut.constants,
-    )  # fmt: skip
+        a, weight, vectors, condition, streams, kept, y, len(a), **kind, **cut.constants
+    )
 
 
 def linear_backward(
@@ -114,10 +114,10 @@ def linear_backward(
 
     All but `a` and `weight` is of the operation before, as `finish_backward` has it.
     """
+    kind |= {"DEPTH": len(weight), "COLUMNS": weight.shape[1], "INTERPRET": cut is INTERPRETED}
     linear_backward_kernel[_grid(a, cut)](
-        a, weight, vectors, condition, streams, kept, y, len(a), DEPTH=len(weight), COLUMNS=weight.shape[1],
-        INTERPRET=cut is INTERPRETED, **kind, **cut.constants,
-    )  # fmt: skip
+        a, weight, vectors, condition, streams, kept, y, len(a), **kind, **cut.constants
+    )
 
 
 def _grid(rows: Tensor, cut: Cut) -> tuple[int]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sgp_fast.kernels.layered_network import LayeredNetwork, Scratch
+from sgp_fast.kernels.linear import Cut
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import PackedNetwork, uncovered
 from sgp_fast.kernels.pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward
@@ -47,12 +48,13 @@ def poison(network: LayeredNetwork) -> None:
 
 
 def prepared(
-    spec: NetworkSpec, weights: dict[str, Tensor], rows: int, dtype: torch.dtype, columns: int = 0, out_columns: int = 0
-) -> LayeredNetwork:
+    spec: NetworkSpec, weights: dict[str, Tensor], rows: int, dtype: torch.dtype, columns: int = 0, out_columns: int = 0,
+    cut: Cut | None = None,
+) -> LayeredNetwork:  # fmt: skip
     """The network over NaN."""
     packed = PackedNetwork(spec, dtype, DEVICE, columns, out_columns)
     packed.refresh(weights)
-    network = LayeredNetwork(packed, rows, Scratch.allocate([(packed.program, rows)], dtype, DEVICE), PASSES)
+    network = LayeredNetwork(packed, rows, Scratch.allocate([(packed.program, rows)], dtype, DEVICE), PASSES, cut)
     poison(network)
     return network
 
@@ -76,8 +78,9 @@ def passes(network: LayeredNetwork, z: Tensor, cotangent: Tensor, condition: Ten
 
 
 def check(
-    spec: NetworkSpec, dtype: torch.dtype, rows: int, per_row: bool, seed: int = 0, columns: int = 0, out_columns: int = 0
-) -> None:
+    spec: NetworkSpec, dtype: torch.dtype, rows: int, per_row: bool, seed: int = 0, columns: int = 0, out_columns: int = 0,
+    cut: Cut | None = None, floor: float = FLOOR,
+) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     weights = random_weights(spec, seed)
     z, cotangent = draw(generator, rows, spec.inputs), draw(generator, rows, spec.outputs)
@@ -87,9 +90,9 @@ def check(
     plain = reference(
         spec, at_precision(weights, dtype), z.float(), cotangent.float(), None if condition is None else condition.float()
     )
-    got = passes(prepared(spec, weights, rows, dtype, columns, out_columns), z, cotangent, condition)
+    got = passes(prepared(spec, weights, rows, dtype, columns, out_columns, cut), z, cotangent, condition)
     for name, ours, theirs, exact in zip(("output", "gradient"), got, plain, want, strict=True):
-        error, allowed = relative(ours, exact), 2 * relative(theirs, exact) + FLOOR
+        error, allowed = relative(ours, exact), 2 * relative(theirs, exact) + floor
         assert error <= allowed, f"{name} off by {error:.2e}, allowed {allowed:.2e}"
 
 
