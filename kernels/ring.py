@@ -20,7 +20,7 @@ kernel and then `sweeps.update_kernel`. Written in Gluon, for sm_90; `gluon.py` 
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportAssignmentType=false
-# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportInvalidTypeForm=false
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def tile_offset(net, backward, j):
 
 @triton.constexpr_function
 def place_of(net, i, name):
-    """The place of an operation's vector; those of conditions stand behind all others. With i past the end, how many there are."""
+    """The place of an operation's vector, those of conditions behind all others; with i past the end, how many there are."""
     places, names = [], ("bias", "norm_weight", "norm_bias")
     for at, op in enumerate(net.operations):
         places += [(at, each) for each in names if getattr(op, each) != NONE]
@@ -265,7 +265,6 @@ def ring_kernel(
     SLOT_LAYOUT: gl.constexpr = shared(64)
     FEW_LAYOUT: gl.constexpr = sums(FEW, COLUMNS, gl.num_warps())
     MANY_LAYOUT: gl.constexpr = sums(MANY, COLUMNS, gl.num_warps())
-    FORWARD: gl.constexpr = tiles_of(DYNAMICS, False)
     pid = gl.program_id(0).to(gl.int64)
     first = pid * PROBLEMS
     level = gl.load(level_ptr + i)
@@ -378,18 +377,18 @@ def _vectors(ptr, condition_ptr, NET: gl.constexpr):
 
 
 @jit
-def _keep_vector(kept, ptr, OFFSET: gl.constexpr, NET: gl.constexpr, I: gl.constexpr, NAME: gl.constexpr):
-    COLUMNS: gl.constexpr = NET.condition_columns if NAME == "condition" else NET.operations[I].columns
+def _keep_vector(kept, ptr, OFFSET: gl.constexpr, NET: gl.constexpr, AT: gl.constexpr, NAME: gl.constexpr):
+    COLUMNS: gl.constexpr = NET.condition_columns if NAME == "condition" else NET.operations[AT].columns
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     cols = gl.arange(0, 256, layout=LAYOUT)
-    kept.index(place_of(NET, I, NAME)).store(gl.load(ptr + OFFSET + cols, mask=cols < COLUMNS, other=0.0))
+    kept.index(place_of(NET, AT, NAME)).store(gl.load(ptr + OFFSET + cols, mask=cols < COLUMNS, other=0.0))
 
 
 @jit
-def _vector(net, NET: gl.constexpr, I: gl.constexpr, NAME: gl.constexpr, LAYOUT: gl.constexpr):
+def _vector(net, NET: gl.constexpr, AT: gl.constexpr, NAME: gl.constexpr, LAYOUT: gl.constexpr):
     """An operation's vector, a row `[1, COLUMNS]`; every conditioned operation has the same condition."""
-    COLUMNS: gl.constexpr = NET.operations[I].columns
-    PLACE: gl.constexpr = place_of(NET, 0 if NAME == "condition" else I, NAME)
+    COLUMNS: gl.constexpr = NET.operations[AT].columns
+    PLACE: gl.constexpr = place_of(NET, 0 if NAME == "condition" else AT, NAME)
     return net.vectors.index(PLACE).slice(0, COLUMNS).load(gl.SliceLayout(0, LAYOUT))[None, :]
 
 
@@ -516,25 +515,25 @@ def _slot(slots, n, NET: gl.constexpr, BACKWARD: gl.constexpr, J: gl.constexpr, 
 
 @jit
 def _multiply(
-    y, slots, n, net, NET: gl.constexpr, BACKWARD: gl.constexpr, I: gl.constexpr, PASS: gl.constexpr,
+    y, slots, n, net, NET: gl.constexpr, BACKWARD: gl.constexpr, AT: gl.constexpr, PASS: gl.constexpr,
     ROWS: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
-    """The product of operation I with the operand of PASS, forward with its weights, backward with their transpose.
+    """The product of operation AT with the operand of PASS, forward with its weights, backward with their transpose.
 
     The oldest copy has arrived before its tile is read, and the slot that the next one takes was read a tile ago.
     """
-    OP: gl.constexpr = NET.operations[I]
+    OP: gl.constexpr = NET.operations[AT]
     DEPTH: gl.constexpr = OP.columns if BACKWARD else OP.inputs
     COLUMNS: gl.constexpr = OP.inputs if BACKWARD else OP.columns
     LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
-    FIRST: gl.constexpr = first_tile(NET, BACKWARD, I)
+    FIRST: gl.constexpr = first_tile(NET, BACKWARD, AT)
     operand = _operand(y, PASS, ROWS, DEPTH)
     acc = gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT)
-    for k in gl.static_range(tiles_of_operation(NET, BACKWARD, I)):
+    for k in gl.static_range(tiles_of_operation(NET, BACKWARD, AT)):
         acc = _multiply_tile(acc, operand, slots, n + k, net, NET, BACKWARD, FIRST + k, k == 0, LAYOUT, RING)
     if ROWS > 16:
         acc = warpgroup_mma_wait(0, deps=[acc])
-    return acc, n + tiles_of_operation(NET, BACKWARD, I)
+    return acc, n + tiles_of_operation(NET, BACKWARD, AT)
 
 
 @jit
@@ -563,18 +562,18 @@ def _multiply_tile(
 
 
 @jit
-def _finish_forward(h, net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr, SAVE: gl.constexpr):
+def _finish_forward(h, net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr, SAVE: gl.constexpr):
     """From a product to the operand of the next."""
-    OP: gl.constexpr = NET.operations[I]
+    OP: gl.constexpr = NET.operations[AT]
     COLUMNS: gl.constexpr = OP.columns
     WIDTH: gl.constexpr = OP.width
     KIND: gl.constexpr = OP.activation
     LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
-    h += _vector(net, NET, I, "bias", LAYOUT)
+    h += _vector(net, NET, AT, "bias", LAYOUT)
     if OP.condition == "multiply":
-        h *= _vector(net, NET, I, "condition", LAYOUT)
+        h *= _vector(net, NET, AT, "condition", LAYOUT)
     elif OP.condition == "add":
-        h += _vector(net, NET, I, "condition", LAYOUT)
+        h += _vector(net, NET, AT, "condition", LAYOUT)
     if OP.norm_weight >= 0:
         # In one pass: what cancels is less than the rounding of 16-bit products, unless a mean is a hundred deviations.
         total, squares = gl.reduce((h, h * h), 1, _add_pairs)
@@ -587,24 +586,24 @@ def _finish_forward(h, net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constex
         if SAVE:
             rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
             gl.store(net.moments + OP.moment * ROWS + rows, rstd)
-            gl.store(_kept(net, I, NET, ROWS), hat.to(net.saved.dtype.element_ty))
-        h = hat * _vector(net, NET, I, "norm_weight", LAYOUT) + _vector(net, NET, I, "norm_bias", LAYOUT)
+            gl.store(_kept(net, AT, NET, ROWS), hat.to(net.saved.dtype.element_ty))
+        h = hat * _vector(net, NET, AT, "norm_weight", LAYOUT) + _vector(net, NET, AT, "norm_bias", LAYOUT)
     elif SAVE and OP.saved >= 0:
-        gl.store(_kept(net, I, NET, ROWS), h.to(net.saved.dtype.element_ty))
+        gl.store(_kept(net, AT, NET, ROWS), h.to(net.saved.dtype.element_ty))
     return _activate(h, KIND)
 
 
 @jit
-def _finish_backward(g, saved, rstd, net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+def _finish_backward(g, saved, rstd, net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
     """From the gradient in an operation's output to that in its product; `saved` and `rstd` as `_saved` has read them."""
-    OP: gl.constexpr = NET.operations[I]
+    OP: gl.constexpr = NET.operations[AT]
     COLUMNS: gl.constexpr = OP.columns
     WIDTH: gl.constexpr = OP.width
     KIND: gl.constexpr = OP.activation
     LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
     if OP.norm_weight >= 0:
-        hat, w = saved.to(gl.float32), _vector(net, NET, I, "norm_weight", LAYOUT)
-        g = _activate_vjp(g, hat * w + _vector(net, NET, I, "norm_bias", LAYOUT), KIND) * w
+        hat, w = saved.to(gl.float32), _vector(net, NET, AT, "norm_weight", LAYOUT)
+        g = _activate_vjp(g, hat * w + _vector(net, NET, AT, "norm_bias", LAYOUT), KIND) * w
         total, along = gl.reduce((g, g * hat), 1, _add_pairs)
         g = rstd[:, None] * (g - (total / WIDTH)[:, None] - hat * (along / WIDTH)[:, None])
         if COLUMNS > WIDTH:
@@ -613,28 +612,28 @@ def _finish_backward(g, saved, rstd, net, I: gl.constexpr, NET: gl.constexpr, RO
     elif OP.saved >= 0:
         g = _activate_vjp(g, saved.to(gl.float32), KIND)
     if OP.condition == "multiply":
-        g *= _vector(net, NET, I, "condition", LAYOUT)
+        g *= _vector(net, NET, AT, "condition", LAYOUT)
     return g
 
 
 @jit
-def _saved(net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
-    """What operation I kept, as it lies in memory, and the moments: read well before they are wanted."""
-    OP: gl.constexpr = NET.operations[I]
+def _saved(net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+    """What operation AT kept, as it lies in memory, and the moments: read well before they are wanted."""
+    OP: gl.constexpr = NET.operations[AT]
     LAYOUT: gl.constexpr = sums(ROWS, OP.columns, gl.num_warps())
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     if OP.norm_weight >= 0:
-        return gl.load(_kept(net, I, NET, ROWS)), gl.load(net.moments + OP.moment * ROWS + rows)
+        return gl.load(_kept(net, AT, NET, ROWS)), gl.load(net.moments + OP.moment * ROWS + rows)
     elif OP.saved >= 0:
-        return gl.load(_kept(net, I, NET, ROWS)), rows
+        return gl.load(_kept(net, AT, NET, ROWS)), rows
     else:
         return rows, rows
 
 
 @jit
-def _kept(net, I: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
-    """Where operation I keeps what the gradient needs; the thread that writes a number reads it."""
-    OP: gl.constexpr = NET.operations[I]
+def _kept(net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+    """Where operation AT keeps what the gradient needs; the thread that writes a number reads it."""
+    OP: gl.constexpr = NET.operations[AT]
     COLUMNS: gl.constexpr = OP.columns
     LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)) + opaque(net.zero)

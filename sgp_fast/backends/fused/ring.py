@@ -47,10 +47,12 @@ class RingPlan:
             return torch.empty(self.programs * numbers, dtype=dtype, device=packed.device)
 
         self.scratch = Scratch(
-            saved=kept(T * ring.few * dynamics.saved, packed.dtype), moments=kept(T * ring.few * dynamics.moments, torch.float32),
-            cost_saved=kept(ring.many * cost.saved, packed.dtype), cost_moments=kept(ring.many * cost.moments, torch.float32),
+            saved=kept(T * ring.few * dynamics.saved, packed.dtype),
+            moments=kept(T * ring.few * dynamics.moments, torch.float32),
+            cost_saved=kept(ring.many * cost.saved, packed.dtype),
+            cost_moments=kept(ring.many * cost.moments, torch.float32),
             pull=kept(T * ring.problems * columns, torch.float32),
-        )  # fmt: skip
+        )
         models, scale, gain, _, at, search, beta, level, _ = _split(tensors_of(packed, buffers))
         self._arguments = (*models[:3], scale, gain, at, search, beta, level, self.scratch)
         self._constants: dict[str, Any] = dict(
