@@ -104,7 +104,7 @@ def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: 
         if net.joined:
             return f"the {name}'s time embedding"
         if net.widest > WIDEST:
-            return f"the {name}'s width of {net.widest}; it goes to {WIDEST}"
+            return f"the {name}'s padded width of {net.widest}; it goes to {WIDEST}"
     return None
 
 
