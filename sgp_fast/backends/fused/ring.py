@@ -37,6 +37,7 @@ class RingPlan:
             raise ValueError("the ring regime multiplies in float16 or bfloat16; use backend='fused' for float32")
         if (why := uncovered_by_ring(networks, "cost" in networks, packed.has_terminal)) is not None:
             raise ValueError(f"the ring regime does not cover {why}; use backend='fused', which takes another")
+        check_device(packed.device)
         self.packed, self.planner, self.buffers = packed, planner, buffers
         self.iterations, self.settled = planner.iterations, settled
         T, columns = planner.horizon, packed.columns
@@ -47,10 +48,12 @@ class RingPlan:
             return torch.empty(self.programs * numbers, dtype=dtype, device=packed.device)
 
         self.scratch = Scratch(
-            saved=kept(T * ring.few * dynamics.saved, packed.dtype), moments=kept(T * ring.few * dynamics.moments, torch.float32),
-            cost_saved=kept(ring.many * cost.saved, packed.dtype), cost_moments=kept(ring.many * cost.moments, torch.float32),
+            saved=kept(T * ring.few * dynamics.saved, packed.dtype),
+            moments=kept(T * ring.few * dynamics.moments, torch.float32),
+            cost_saved=kept(ring.many * cost.saved, packed.dtype),
+            cost_moments=kept(ring.many * cost.moments, torch.float32),
             pull=kept(T * ring.problems * columns, torch.float32),
-        )  # fmt: skip
+        )
         models, scale, gain, _, at, search, beta, level, _ = _split(tensors_of(packed, buffers))
         self._arguments = (*models[:3], scale, gain, at, search, beta, level, self.scratch)
         self._constants: dict[str, Any] = dict(
@@ -103,7 +106,7 @@ def ring_plans(problem: Problem, planner: SGP, rows: int, device: torch.device, 
 
 def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
     """None where the regime serves, else what it does not cover."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] != 9:
+    if not _is_sm_90(device):
         return "a device that is no sm_90"
     if planner.product_dtype == torch.float32:
         return "products of float32"
@@ -112,6 +115,17 @@ def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
     specs = {name: part.network.spec for name, part in parts.items() if getattr(part, "network", None) is not None}
     networks = {name: lay_out(spec, columns).program for name, spec in specs.items()}
     return uncovered_by_ring(networks, "cost" in networks, problem.terminal is not None)
+
+
+def check_device(device: torch.device) -> None:
+    """Raises ValueError for a GPU that the kernel is not written for."""
+    if not _is_sm_90(device):
+        raise ValueError("the ring regime is for sm_90 alone; use backend='fused', which takes another")
+
+
+def _is_sm_90(device: torch.device) -> bool:
+    """Whether the device is one, or none at all, where kernels are interpreted or compiled ahead."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _made_with(ring: Ring) -> Make:
