@@ -279,22 +279,23 @@ def ring_kernel(
     # Rollout.
     saved = scratch.saved + pid * (T * FEW * DYNAMICS.saved)
     moments = scratch.moments + pid * (T * FEW * DYNAMICS.moments)
-    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, FEW_LAYOUT))
-    problem, step, inside = _rows(first, 0, rows_total, FEW, 1, RING, FEW_LAYOUT)
+    problem, step, inside, cols = _rows(first, 0, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
     is_x = inside[:, None] & (cols < NX)[None, :]
     x = gl.load(at.x0 + problem[:, None] * NX + cols[None, :], mask=is_x, other=0.0)
     gl.store(at.x + (problem * (T + 1))[:, None] * NX + cols[None, :], x, mask=is_x)
-    scale = gl.load(scale_ptr + cols)[None, :]
     n = 0
     _begin(slots, n, dynamics.weights, zero, DYNAMICS, False, RING)
     for t in range(T):
-        z = x + _controls(search, problem, step + t, inside, cols, NX, NU, T, BOUNDING)
+        problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+        z = x + _controls(search, problem, step, inside, cols, NX, NU, T, BOUNDING)
         net = Net(
             dynamics.weights, dynamics_vectors, saved + t * (FEW * DYNAMICS.saved),
             moments + t * (FEW * DYNAMICS.moments), zero,
         )  # fmt: skip
         out, n = _forward(_normalised(z, dynamics, cols), y, slots, n, net, DYNAMICS, FEW, RING, True)
-        x = gl.where(is_x, x + scale * out, 0.0)
+        problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+        is_x = inside[:, None] & (cols < NX)[None, :]
+        x = gl.where(is_x, x + gl.load(scale_ptr + cols)[None, :] * out, 0.0)
         gl.store(at.x + (problem * (T + 1) + t + 1)[:, None] * NX + cols[None, :], x, mask=is_x)
     async_copy.wait_group(0)
     gl.thread_barrier()
@@ -302,12 +303,12 @@ def ring_kernel(
     # Costs and scores.
     cost_saved = scratch.cost_saved + pid * (MANY * COST.saved)
     cost_moments = scratch.cost_moments + pid * (MANY * COST.moments)
-    many_cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, MANY_LAYOUT))
     pull_ptr = scratch.pull + pid * (T * PROBLEMS * COLUMNS)
     cost_net = Net(cost.weights, cost_vectors, cost_saved, cost_moments, zero)
     for t in range(0, T, STEPS):
-        many, at_step, there = _rows(first, t, rows_total, MANY, STEPS, RING, MANY_LAYOUT)
-        there = there & (at_step < T)
+        many, at_step, there, many_cols = _rows(
+            first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
+        )
         x_mask = there[:, None] & (many_cols < NX)[None, :]
         place = (many * (T + 1) + at_step)[:, None] * NX + many_cols[None, :]
         z = gl.load(at.x + place, mask=x_mask, other=0.0)
@@ -315,12 +316,18 @@ def ring_kernel(
         _begin(slots, n, cost.weights, zero, COST, False, RING)
         value, n = _forward(_normalised(z, cost, many_cols), y, slots, n, cost_net, COST, MANY, RING, True)
         value = _first_column(value, MANY, COST.out_columns)
+        many, at_step, there, many_cols = _rows(
+            first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
+        )
         value_layout: gl.constexpr = gl.SliceLayout(1, MANY_LAYOUT)
         gl.store(search.running + many * T + at_step, gl.convert_layout(value, value_layout), mask=there)
         async_copy.wait_group(0)
         gl.thread_barrier()
         _begin(slots, n, cost.weights, zero, COST, True, RING)
         pull, n = _backward(_one(MANY, COST.out_columns), y, slots, n, cost_net, COST, MANY, RING)
+        many, at_step, there, many_cols = _rows(
+            first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
+        )
         pull *= gl.load(cost.inv_k + many_cols)[None, :]
         async_copy.wait_group(0)
         gl.thread_barrier()
@@ -328,6 +335,9 @@ def ring_kernel(
             score_net = Net(score.weights, score_vectors, cost_saved, cost_moments, zero)
             _begin(slots, n, score.weights, zero, SCORE, False, RING)
             s, n = _forward(_normalised(z, score, many_cols), y, slots, n, score_net, SCORE, MANY, RING, False)
+            many, at_step, there, many_cols = _rows(
+                first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
+            )
             s *= gl.load(score.inv_k + many_cols)[None, :] * gl.load(gain_ptr + level)
             is_z = there[:, None] & (many_cols < NX + NU)[None, :]
             gl.store(at.score + (many * T + at_step)[:, None] * (NX + NU) + many_cols[None, :], s, mask=is_z)
@@ -339,11 +349,10 @@ def ring_kernel(
     gl.thread_barrier()
 
     # Adjoint.
+    problem, step, inside, cols = _rows(first, T - 1, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
     costate = gl.zeros([FEW, COLUMNS], gl.float32, layout=FEW_LAYOUT)
+    is_x = inside[:, None] & (cols < NX)[None, :]
     gl.store(at.costate + (problem * (T + 1) + T)[:, None] * NX + cols[None, :], costate, mask=is_x)
-    own = (problem - first).to(gl.int32)
-    inv_k = gl.load(dynamics.inv_k + cols)[None, :]
-    is_u = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
     _begin(slots, n, dynamics.weights, zero, DYNAMICS, True, RING)
     for j in range(T):
         t = T - 1 - j
@@ -351,10 +360,15 @@ def ring_kernel(
             dynamics.weights, dynamics_vectors, saved + t * (FEW * DYNAMICS.saved),
             moments + t * (FEW * DYNAMICS.moments), zero,
         )  # fmt: skip
-        pulled, n = _backward(scale * costate, y, slots, n, net, DYNAMICS, FEW, RING)
-        place = (t * PROBLEMS + own)[:, None] * COLUMNS + cols[None, :]
+        problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+        scaled = gl.load(scale_ptr + cols)[None, :] * costate
+        pulled, n = _backward(scaled, y, slots, n, net, DYNAMICS, FEW, RING)
+        problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+        is_x = inside[:, None] & (cols < NX)[None, :]
+        place = (t * PROBLEMS + (problem - first).to(gl.int32))[:, None] * COLUMNS + cols[None, :]
         grad = gl.load(pull_ptr + place, mask=inside[:, None] & (cols < COLUMNS)[None, :], other=0.0)
-        grad += inv_k * pulled + costate
+        grad += gl.load(dynamics.inv_k + cols)[None, :] * pulled + costate
+        is_u = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
         gl.store(search.grad_u + ((problem * T + t)[:, None] * NU + cols[None, :] - NX), grad, mask=is_u)
         costate = gl.where(is_x, grad, 0.0)
         gl.store(at.costate + (problem * (T + 1) + t)[:, None] * NX + cols[None, :], costate, mask=is_x)
@@ -393,12 +407,19 @@ def _vector(net, NET: gl.constexpr, AT: gl.constexpr, NAME: gl.constexpr, LAYOUT
 
 
 @jit
-def _rows(first, t, rows_total, ROWS: gl.constexpr, STEPS: gl.constexpr, RING: gl.constexpr, LAYOUT: gl.constexpr):
-    """Of each row: its problem, its step, from t on, and whether there is such a problem."""
+def _rows(
+    first, t, rows_total, zero, ROWS: gl.constexpr, STEPS: gl.constexpr, RING: gl.constexpr, T: gl.constexpr,
+    COLUMNS: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """Of each row: its problem, its step, from t on, and whether there is such a row; and the columns.
+
+    Made anew wherever they are wanted: the layers between need the registers that they would be kept in.
+    """
     PROBLEMS: gl.constexpr = RING.problems
-    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    problem = first + rows % PROBLEMS
-    return problem, t + rows // PROBLEMS, (problem < rows_total) & (rows < PROBLEMS * STEPS)
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)) + opaque(zero)
+    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT)) + opaque(zero)
+    problem, step = first + rows % PROBLEMS, t + rows // PROBLEMS
+    return problem, step, (problem < rows_total) & (rows < PROBLEMS * STEPS) & (step < T), cols
 
 
 @jit
@@ -442,13 +463,13 @@ def _forward(
 ):
     """Output of a network `[ROWS, out_columns]`, and the count of tiles behind it."""
     COLUMNS: gl.constexpr = NET.columns
-    _hand_on(z, y, 0, ROWS, COLUMNS)
+    _hand_on(z, y, net.zero, 0, ROWS, COLUMNS)
     out = z
     for i in gl.static_range(len(NET.operations)):
         out, n = _multiply(y, slots, n, net, NET, False, i, i, ROWS, RING)
         out = _finish_forward(out, net, i, NET, ROWS, SAVE)
         if i < len(NET.operations) - 1:
-            _hand_on(out, y, i + 1, ROWS, NET.operations[i].columns)
+            _hand_on(out, y, net.zero, i + 1, ROWS, NET.operations[i].columns)
     return out, n
 
 
@@ -459,7 +480,7 @@ def _backward(grad, y, slots, n, net, NET: gl.constexpr, ROWS: gl.constexpr, RIN
     saved, rstd = _saved(net, LAST, NET, ROWS)
     for j in gl.static_range(len(NET.operations)):
         grad = _finish_backward(grad, saved, rstd, net, LAST - j, NET, ROWS)
-        _hand_on(grad, y, j, ROWS, NET.operations[LAST - j].columns)
+        _hand_on(grad, y, net.zero, j, ROWS, NET.operations[LAST - j].columns)
         if j < LAST:
             saved, rstd = _saved(net, LAST - j - 1, NET, ROWS)
         grad, n = _multiply(y, slots, n, net, NET, True, LAST - j, j, ROWS, RING)
@@ -467,16 +488,19 @@ def _backward(grad, y, slots, n, net, NET: gl.constexpr, ROWS: gl.constexpr, RIN
 
 
 @jit
-def _hand_on(values, y, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+def _hand_on(values, y, zero, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
     """Write the operand of a product."""
-    _operand(y, PASS, ROWS, COLUMNS).store(values.to(y.dtype))
+    _operand(y, zero, PASS, ROWS, COLUMNS).store(values.to(y.dtype))
 
 
 @jit
-def _operand(y, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
-    """Where the operand of a product lies: in two places in turn, for others may still read the one before."""
+def _operand(y, zero, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """Where the operand of a product lies: in two places in turn, for others may still read the one before.
+
+    The compiler does not know where: else it holds the addresses of all layers at once, in local memory.
+    """
     LAYOUT: gl.constexpr = shared(COLUMNS)
-    return y.index(PASS % 2)._reinterpret(y.dtype, [ROWS, COLUMNS], LAYOUT)
+    return y.index(opaque(zero) + PASS % 2)._reinterpret(y.dtype, [ROWS, COLUMNS], LAYOUT)
 
 
 @jit
@@ -527,7 +551,7 @@ def _multiply(
     COLUMNS: gl.constexpr = OP.inputs if BACKWARD else OP.columns
     LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
     FIRST: gl.constexpr = first_tile(NET, BACKWARD, AT)
-    operand = _operand(y, PASS, ROWS, DEPTH)
+    operand = _operand(y, net.zero, PASS, ROWS, DEPTH)
     acc = gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT)
     for k in gl.static_range(tiles_of_operation(NET, BACKWARD, AT)):
         acc = _multiply_tile(acc, operand, slots, n + k, net, NET, BACKWARD, FIRST + k, k == 0, LAYOUT, RING)
