@@ -85,10 +85,10 @@ counters() {
         [ -n "$DRY" ]
         return
     fi
-    for what in "fused:tile 256 16384" "fused:grid 256 1" "fused:grid 1024 64" "fused:tile 256 1024"; do
+    for what in "fused:tile 256 16384" "fused:grid 256 1" "fused:grid 1024 64" "fused:tile 256 1024" "fused:ring 256 1024"; do
         name=ncu-$(echo "$what" | tr ': ' '--')
         # shellcheck disable=SC2086
-        "$tool" --clock-control none -k regex:"plan_kernel|grid_kernel" --launch-count 1 --set full -f -o "$WORK/$name" \
+        "$tool" --clock-control none -k regex:"plan_kernel|grid_kernel|ring_kernel" --launch-count 1 --set full -f -o "$WORK/$name" \
             "$PYTHON" -m bench.gpu_session hot $what || return 1
         "$tool" --import "$WORK/$name.ncu-rep" --page details > "$WORK/$name.log"
         "$tool" --import "$WORK/$name.ncu-rep" --page source --print-details all --csv > "$WORK/$name.csv"

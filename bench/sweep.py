@@ -31,13 +31,13 @@ PROBLEMS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 HORIZONS, WIDTHS, ITERATIONS = (4, 16, 32, 64), (64, 128, 512, 1024), (10, 200)
 # The rungs of a sweep: the best of each family. The whole ladder at every size would say the same again, for hours.
 BEST = ("autograd", "adjoint", "compile", "cuda graph", "jax", "eager", "compiled", "fused:tile", "fused:layered",
-        "fused:grid", "auto")  # fmt: skip
+        "fused:grid", "fused:ring", "auto")  # fmt: skip
 # FLOP/s that a rung is taken to reach before it was measured, on CPUs and GPUs: a low guess costs a case, a high one time.
 GUESS = {"cpu": 2e10, "cuda": 5e12}
 SLOW = {"published": 20.0, "frozen": 15.0, "one rollout": 12.0, "compile max-autotune": 2.0}
 # Seconds of an iteration whose operators Python starts one by one on a GPU, and those that do not.
 WAITS = {"cpu": 0.0, "cuda": 0.02}
-ONE_LAUNCH = ("cuda graph", "jax", "fused:tile", "fused:layered", "fused:grid")
+ONE_LAUNCH = ("cuda graph", "jax", "fused:tile", "fused:layered", "fused:grid", "fused:ring")
 # Rungs whose products are not PyTorch's: what its products reach in a precision says nothing of theirs.
 OWN_PRODUCTS = {"cpu": ("jax", "compiled", "auto"), "cuda": ("jax",)}
 # Plans of a rung that a case takes at least: the check, the rounds, what is counted.

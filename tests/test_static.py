@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="triton has wheels for Linux only")
 
 from sgp_fast.bench.offline import COUNTED, compiling
 from sgp_fast.bench.rows import KernelRow
-from sgp_fast.bench.static import CHIPS, broken, launches, table
+from sgp_fast.bench.static import CHIPS, RING_STACK, RINGS, broken, launches, table
 from sgp_fast.kernels.tiling import Tile
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +106,27 @@ def test_each_broken_limit_is_named() -> None:
         assert broken(replace(other, instructions=slow)) == []
     assert "tensor memory" in " ".join(broken(replace(FINE, arch=100, tensor_memory=768)))
     assert broken(replace(FINE, tile=None, instructions=COUNTS)) == []
+
+
+def test_the_stack_of_ring_kernels_has_a_limit_of_its_own() -> None:
+    """Where it is none, none is allowed, and their other limits hold as everywhere."""
+    fine = replace(FINE, tile=None, shared=CHIPS[90].shared)
+    for problems, most in RING_STACK.items():
+        ring = replace(fine, kernel=f"ring_kernel, {problems} problems", stack=most, spills=2 if most else 0)
+        assert broken(ring) == []
+        assert f"{most + 8} bytes of stack" in " ".join(broken(replace(ring, stack=most + 8)))
+        assert "asynchronous copies" in " ".join(broken(replace(ring, instructions=GROUPED | {"LDGSTS": 0})))
+        alone = GROUPED | {"WARPGROUP.ARRIVE": GROUPED["HGMMA"]}
+        assert "waits for the one before" in " ".join(broken(replace(ring, instructions=alone)))
+        assert "shared memory" in " ".join(broken(replace(ring, shared=CHIPS[90].shared + 1)))
+        slow = broken(replace(ring, instructions=GROUPED | {"HGMMA": 0}))
+        assert ("no HGMMA" in " ".join(slow)) == (problems > 1)
+    assert "expected none" in " ".join(broken(replace(fine, kernel="plan_kernel", stack=8)))
+
+
+def test_ring_kernels_are_of_one_architecture() -> None:
+    found = {arch: [launch.dtype for launch in launches(arch) if launch.kernel.startswith("ring")] for arch in CHIPS}
+    assert found == {80: [], 90: [dtype for _, dtype in RINGS], 100: []}
 
 
 def test_the_table_says_what_bounds() -> None:

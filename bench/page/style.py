@@ -39,6 +39,7 @@ _RUNGS = {
     "fused:tile": ("sgp_dark", "^"),
     "fused:layered": ("sgp_teal", "D"),
     "fused:grid": ("sgp_teal", "v"),
+    "fused:ring": ("sgp_dark", "v"),
     "auto": ("ink", "o"),
 }
 # A rung that is not in the table looks like its family.

@@ -64,16 +64,16 @@ def covered(**options: Any) -> Case:
     return problem("learned", "none", options.pop("scored", "score"), **options)
 
 
-# Products; score; width and hidden layers; bounds, weight of control changes, largest gradient; problems of a program; batch,
-# horizon, iterations.
+# Products; score; width and hidden layers; bounds, weight of control changes, largest gradient; problems of a program;
+# batch, horizon, iterations.
 ROWS: list[Any] = [
     ("float16", "score", 16, 2, "project", 0.0, None, 1, 1, 1, 2),
-    ("bfloat16", "noise", 48, 2, "tanh", 0.3, None, 2, 3, 3, 1),
+    ("bfloat16", "noise", 48, 2, "tanh", 0.3, None, 4, 3, 3, 1),
     ("float16", None, 100, 2, "none", 0.3, 0.5, 16, 17, 3, 1),
     ("bfloat16", "unconditioned", 16, 1, "project", 0.0, 0.5, 64, 17, 1, 2),
     ("float16", "noise", 256, 2, "tanh", 0.3, None, 2, 3, 1, 1),
     ("bfloat16", None, 256, 1, "project", 0.0, None, 16, 3, 7, 1),
-    ("bfloat16", "score", 48, 3, "tanh", 0.0, None, 64, 3, 3, 1),
+    ("bfloat16", "score", 48, 2, "tanh", 0.0, None, 64, 3, 3, 1),
     ("float16", "unconditioned", 100, 1, "none", 0.3, None, 1, 1, 7, 1),
     pytest.param("bfloat16", "score", 256, 4, "tanh", 0.3, 0.5, 16, 17, 7, 2, marks=slow),
     pytest.param("float16", "noise", 100, 4, "project", 0.3, None, 64, 65, 3, 2, marks=slow),
@@ -163,7 +163,7 @@ BAD = (1, 5, 12, 15)
 def test_problems_that_diverge_disturb_no_other(
     problems: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among 16 of one program, starts of NaN, of infinity, and finite ones that are infinite once normalised: bit for bit."""
+    """Among 16 of one program, starts of NaN, of infinity, and finite ones that are infinite once normalised."""
     through(monkeypatch, ring_of(problems, 2))
     case = covered(batch=16, horizon=2, bounds=(-0.4, 0.5))
     settings: dict[str, Any] = {"record_cost": True, "keep_moments": True, "tolerance": 1e-8, "clip_gradient": 0.5}
@@ -273,7 +273,8 @@ def uncovered() -> dict[str, Case]:
         "the dynamics's residual layers or blocks": fewer(
             made, dynamics=dynamics_of(Layer(NZ, "silu", residual=True), Layer(NX))),
         "the dynamics's residual layers or blocks;": fewer(made, dynamics=dynamics_of(Layer(8), Block(6), Layer(NX))),
-        "the dynamics's padded width of 512; it goes to 256": fewer(made, dynamics=dynamics_of(Layer(257, "elu"), Layer(NX))),
+        "the dynamics's padded width of 512; it goes to 256": fewer(
+            made, dynamics=dynamics_of(Layer(257, "elu"), Layer(NX))),
     }  # fmt: skip
 
 
@@ -287,7 +288,7 @@ def test_what_it_does_not_cover_says_so_and_what_would_plan_it() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
 def test_products_of_32_bits_are_refused(precision: str) -> None:
-    with pytest.raises(ValueError, match="the ring regime multiplies in float16 or bfloat16; use backend='fused' for float32"):
+    with pytest.raises(ValueError, match="multiplies in float16 or bfloat16; use backend='fused' for float32"):
         plan(covered(batch=1, horizon=1), BACKEND, precision)
 
 

@@ -65,7 +65,10 @@ def why_not(
 
 @dataclass(frozen=True)
 class Fused:
-    """The backend. `regime` is "tile", "layered" or "grid"; None lets a measurement choose; `race_eager`: eager too."""
+    """The backend. `regime` is "tile", "layered", "grid" or "ring"; None lets a measurement choose.
+
+    race_eager  eager is measured, too
+    """
 
     reason: str
     regime: str | None = None
