@@ -26,6 +26,7 @@ if not INTERPRETED:
     )
 
     jit = gluon.jit
+    thread_barrier = getattr(gl, "thread_barrier", None) or gl.barrier  # its names in triton 3.6, and from 3.7 on
 
     @jit
     def opaque(x):
@@ -134,10 +135,6 @@ else:
             return 8
 
         @staticmethod
-        def thread_barrier() -> None:
-            pass
-
-        @staticmethod
         def allocate_shared_memory(dtype: Any, shape: Any, layout: Any) -> Shared:
             return Shared(np.full([_plain(n) for n in shape], np.nan, np.float32), _plain(dtype))
 
@@ -176,6 +173,9 @@ else:
 
     def exp2(x: Any) -> Any:
         return tl.exp2(x)
+
+    def thread_barrier() -> None:
+        pass
 
     def fence_async_shared() -> None:
         pass

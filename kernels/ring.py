@@ -41,6 +41,7 @@ from .gluon import (
     jit,
     mma_v2,
     opaque,
+    thread_barrier,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -298,7 +299,7 @@ def ring_kernel(
         x = gl.where(is_x, x + gl.load(scale_ptr + cols)[None, :] * out, 0.0)
         gl.store(at.x + (problem * (T + 1) + t + 1)[:, None] * NX + cols[None, :], x, mask=is_x)
     async_copy.wait_group(0)
-    gl.thread_barrier()
+    thread_barrier()
 
     # Costs and scores.
     cost_saved = scratch.cost_saved + pid * (MANY * COST.saved)
@@ -322,7 +323,7 @@ def ring_kernel(
         value_layout: gl.constexpr = gl.SliceLayout(1, MANY_LAYOUT)
         gl.store(search.running + many * T + at_step, gl.convert_layout(value, value_layout), mask=there)
         async_copy.wait_group(0)
-        gl.thread_barrier()
+        thread_barrier()
         _begin(slots, n, cost.weights, zero, COST, True, RING)
         pull, n = _backward(_one(MANY, COST.out_columns), y, slots, n, cost_net, COST, MANY, RING)
         many, at_step, there, many_cols = _rows(
@@ -330,7 +331,7 @@ def ring_kernel(
         )
         pull *= gl.load(cost.inv_k + many_cols)[None, :]
         async_copy.wait_group(0)
-        gl.thread_barrier()
+        thread_barrier()
         if SCORE is not None:
             score_net = Net(score.weights, score_vectors, cost_saved, cost_moments, zero)
             _begin(slots, n, score.weights, zero, SCORE, False, RING)
@@ -343,10 +344,10 @@ def ring_kernel(
             gl.store(at.score + (many * T + at_step)[:, None] * (NX + NU) + many_cols[None, :], s, mask=is_z)
             pull -= gl.load(beta_ptr + i) * s
             async_copy.wait_group(0)
-            gl.thread_barrier()
+            thread_barrier()
         place = (at_step * PROBLEMS + (many - first).to(gl.int32))[:, None] * COLUMNS + many_cols[None, :]
         gl.store(pull_ptr + place, pull, mask=(at_step < T)[:, None])
-    gl.thread_barrier()
+    thread_barrier()
 
     # Adjoint.
     problem, step, inside, cols = _rows(first, T - 1, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
@@ -572,7 +573,7 @@ def _multiply_tile(
         if not IS_FIRST:
             acc = warpgroup_mma_wait(0, deps=[acc])
         fence_async_shared()
-    gl.thread_barrier()
+    thread_barrier()
     _fetch(slots, n + AHEAD, net.weights, net.zero, NET, BACKWARD, (J + AHEAD) % tiles_of(NET, BACKWARD), RING)
     tile = _slot(slots, n, NET, BACKWARD, J, RING)
     b = tile if BACKWARD else tile.permute((1, 0))

@@ -65,7 +65,7 @@ def covered(**options: Any) -> Case:
 
 
 # Products; score; width and hidden layers; bounds, weight of control changes, largest gradient; problems of a program;
-# batch, horizon, iterations.
+# batch, horizon, iterations (of many problems one: some gradients are rounding alone, and Adam steps by their sign).
 ROWS: list[Any] = [
     ("float16", "score", 16, 2, "project", 0.0, None, 1, 1, 1, 2),
     ("bfloat16", "noise", 48, 2, "tanh", 0.3, None, 4, 3, 3, 1),
@@ -76,7 +76,7 @@ ROWS: list[Any] = [
     ("bfloat16", "score", 48, 2, "tanh", 0.0, None, 64, 3, 3, 1),
     ("float16", "unconditioned", 100, 1, "none", 0.3, None, 1, 1, 7, 1),
     pytest.param("bfloat16", "score", 256, 4, "tanh", 0.3, 0.5, 16, 17, 7, 2, marks=slow),
-    pytest.param("float16", "noise", 100, 4, "project", 0.3, None, 64, 65, 3, 2, marks=slow),
+    pytest.param("float16", "noise", 100, 4, "project", 0.3, None, 64, 65, 3, 1, marks=slow),
     pytest.param("float16", "unconditioned", 48, 3, "tanh", 0.3, None, 2, 17, 7, 2, marks=slow),
     pytest.param("bfloat16", None, 256, 2, "project", 0.3, None, 64, 17, 7, 1, marks=slow),
 ]
