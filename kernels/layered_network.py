@@ -166,9 +166,7 @@ class LayeredNetwork:
 
     def _finish_backward(self, op: Operation, g: Tensor, y: Tensor, keep: int, condition: Tensor | None) -> None:
         given = _condition(condition) if op.condition == "multiply" else Condition()
-        early = self._cut is not None and self._cut.early
-        kept, kind = self._kept(op, keep), self._kind(op)
-        finish_backward(g, y, self._vectors(op), given, self._streams(op), kept, **kind, early=early)
+        finish_backward(g, y, self._vectors(op), given, self._streams(op), self._kept(op, keep), **self._kind(op))
 
     def _kind(self, op: Operation) -> dict[str, Any]:
         """What a kernel is compiled for. The like operations of a network, and of others, share their kernels."""

@@ -18,26 +18,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .early import step_in
-from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, launched, rows_and_columns
+from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, rows_and_columns
 
 WIDEST = 256
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows of a program, depth of a step of its product, warps, steps whose loads are in flight; `early`: see there."""
+    """Rows of a program, depth of a step of its product, warps, steps whose loads are in flight."""
 
     block_b: int
     block_k: int
     warps: int
     stages: int
-    early: bool = False
 
     @property
     def constants(self) -> dict[str, Any]:
-        sizes = {"BLOCK_B": self.block_b, "BLOCK_K": self.block_k, "num_warps": self.warps, "num_stages": self.stages}
-        return {**sizes, **launched(self.early)}
+        return {"BLOCK_B": self.block_b, "BLOCK_K": self.block_k, "num_warps": self.warps, "num_stages": self.stages}
 
 
 INTERPRETED = Cut(16, 32, 4, 1)
@@ -48,10 +45,9 @@ def linear_forward_kernel(
     a_ptr, w_ptr, vectors, condition, streams, kept, y_ptr, rows_total, DEPTH: tl.constexpr, CONDITION: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     STREAM_COLUMNS: tl.constexpr, NOTHING: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """From operands `a [rows, DEPTH]` and weights `[COLUMNS, DEPTH]` to the operands `y [rows, COLUMNS]` of the next."""
-    step_in(EARLY)
     rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     h = _product(a_ptr, w_ptr, rows, cols, inside, DEPTH, 1, DEPTH, INTERPRET, BLOCK_K)
     forward_rows(
@@ -65,10 +61,8 @@ def linear_backward_kernel(
     a_ptr, w_ptr, vectors, condition, streams, kept, y_ptr, rows_total, DEPTH: tl.constexpr, CONDITION: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     STREAM_COLUMNS: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """From gradients `a [rows, DEPTH]` in a product with weights `[DEPTH, COLUMNS]` to those in the product before it."""
-    step_in(EARLY)
     rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     g = _product(a_ptr, w_ptr, rows, cols, inside, DEPTH, COLUMNS, 1, INTERPRET, BLOCK_K)
     backward_rows(

@@ -21,7 +21,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate, activate_vjp
-from .early import step_in
 from .layers import _standardise
 
 # At width 1024: 107 registers at most, none spilled (sm_80 and sm_90, ahead of time). Four warps take 173, which leaves
@@ -67,10 +66,9 @@ class Streams(NamedTuple):
 def finish_forward_kernel(
     h_ptr, vectors, joined, condition, streams, kept, y_ptr, rows_total,
     CONDITION: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr, EARLY: tl.constexpr,
+    STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """From a product `h [rows, COLUMNS]` to the operand `y [rows, COLUMNS]` of the next."""
-    step_in(EARLY)
     rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     h = tl.load(h_ptr + at, mask=inside[:, None], other=0.0).to(tl.float32)
     forward_rows(
@@ -122,10 +120,9 @@ def forward_rows(
 def finish_backward_kernel(
     g_ptr, g_stride, vectors, condition, streams, kept, y_ptr, rows_total,
     CONDITION: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr, EARLY: tl.constexpr,
+    STREAM_COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """From a gradient `g [rows, COLUMNS]` in an operation's output to `y [rows, COLUMNS]`, that in its product."""
-    step_in(EARLY)
     rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     g = tl.load(g_ptr + rows[:, None] * g_stride + cols[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
     backward_rows(
@@ -181,13 +178,13 @@ def finish_forward(
         CONDITION=CONDITION, ACTIVATION=ACTIVATION, RESIDUAL=RESIDUAL, WIDTH=WIDTH, STREAM_COLUMNS=STREAM_COLUMNS
     )
     finish_forward_kernel[grid(rows, columns)](
-        h, vectors, joined, condition, streams, kept, y, rows, **kind, **division(columns), **launched(False)
+        h, vectors, joined, condition, streams, kept, y, rows, **kind, **division(columns)
     )
 
 
 def finish_backward(
     g: Tensor, y: Tensor, vectors: Vectors, condition: Condition, streams: Streams, kept: Kept,
-    CONDITION: str, ACTIVATION: str, RESIDUAL: str, WIDTH: int, STREAM_COLUMNS: int, early: bool = False,
+    CONDITION: str, ACTIVATION: str, RESIDUAL: str, WIDTH: int, STREAM_COLUMNS: int,
 ) -> None:  # fmt: skip
     """Write y `[rows, columns]`, the gradient in an operation's product, for g in its output; allocates nothing.
 
@@ -198,7 +195,7 @@ def finish_backward(
         CONDITION=CONDITION, ACTIVATION=ACTIVATION, RESIDUAL=RESIDUAL, WIDTH=WIDTH, STREAM_COLUMNS=STREAM_COLUMNS
     )
     finish_backward_kernel[grid(rows, columns)](
-        g, row_stride(g), vectors, condition, streams, kept, y, rows, **kind, **division(columns), **launched(early)
+        g, row_stride(g), vectors, condition, streams, kept, y, rows, **kind, **division(columns)
     )
 
 
@@ -210,11 +207,6 @@ def division(columns: int) -> dict[str, Any]:
 def grid(rows: int, columns: int) -> tuple[int]:
     """Programs of a kernel of whole rows."""
     return (-(-rows // division(columns)["BLOCK_B"]),)
-
-
-def launched(early: bool) -> dict[str, Any]:
-    """How a kernel is launched: see `early`."""
-    return {"EARLY": early, **({"launch_pdl": True} if early else {})}
 
 
 def row_stride(rows: Tensor) -> int:

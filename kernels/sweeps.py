@@ -17,7 +17,6 @@ steps are those of a step, one step after another: row `n` is problem `n mod R` 
 import triton
 import triton.language as tl
 
-from .early import step_in
 from .update import control_of, update_rows
 
 
@@ -26,7 +25,6 @@ def inputs_kernel(
     x_ptr, v_ptr, low_ptr, high_ptr, out_ptr, scale_ptr, b_ptr, inv_k_ptr, z_ptr, t, rows_total, R, b_stride,
     T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, COLUMNS: tl.constexpr, B_COLUMNS: tl.constexpr,
     BOUNDING: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Inputs `z [rows, COLUMNS]` of a network for the states and controls from step t on.
 
@@ -34,7 +32,6 @@ def inputs_kernel(
     without `z` that is all. Without `v` the controls are left out, without `inv_k` the division. `b` has B_COLUMNS columns
     and a row a problem, or one at stride 0.
     """
-    step_in(EARLY)
     n, problem, step, inside = _rows(t, rows_total, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
     is_x = inside & (cols < NX)
@@ -64,14 +61,12 @@ def inputs_kernel(
 def cost_kernel(
     grad_ptr, of_ptr, inv_k_ptr, value_ptr, pull_ptr, rows_total, R,
     STEPS: tl.constexpr, COLUMNS: tl.constexpr, OUT_COLUMNS: tl.constexpr, SIGN: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Values of a cost at `value [R, STEPS]` and its gradient at `pull [rows, COLUMNS]`.
 
     With `inv_k` the cost is SIGN · network: `of [rows, OUT_COLUMNS]` is its output, whose first column counts, and `grad`
     its input-gradient. Without, it is quadratic, ½ dᵀ S d: `of` holds d = z − goal and `grad`, in `pull` already, S d.
     """
-    step_in(EARLY)
     n, problem, step, inside = _rows(0, rows_total, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
     at = n * COLUMNS + cols
@@ -88,10 +83,8 @@ def cost_kernel(
 def score_kernel(
     out_ptr, inv_k_ptr, gain_ptr, level_ptr, beta_ptr, score_ptr, pull_ptr, i, rows_total, R,
     T: tl.constexpr, NZ: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Scores of iteration i at `score [R, T, NZ]`, from the network's output `[rows, COLUMNS]`; β times them off `pull`."""
-    step_in(EARLY)
     n, problem, step, inside = _rows(0, rows_total, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
     mask = inside & (cols < NZ)
@@ -106,14 +99,12 @@ def score_kernel(
 def adjoint_kernel(
     pull_ptr, grad_ptr, inv_k_ptr, scale_ptr, costate_ptr, grad_u_ptr, cotangent_ptr, t, R,
     T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Step t of the backward sweep: `costate [R, T+1, NX]`, `grad_u [R, T, NU]`, and the next cotangent λ ⊙ scale.
 
     `grad [R, COLUMNS]` is the dynamics' input-gradient at step t; None at the end of the horizon, where λ is `pull`, the
     terminal cost's gradient, or zero where that is None.
     """
-    step_in(EARLY)
     n, problem, step, inside = _rows(t, R, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
     is_x = inside & (cols < NX)
@@ -137,13 +128,11 @@ def update_kernel(
     search, step_size_ptr, i, settled, moves, rows_total,
     OPTIONS: tl.constexpr, T: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr,
     CHANGE: tl.constexpr, HISTORY: tl.constexpr, BLOCK_B: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Judge all problems after their evaluation in iteration i, and move them or not; see `update.update_rows`.
 
     OPTIONS are constants, so that differences such as 1 − β₂ are taken in double precision.
     """
-    step_in(EARLY)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     inside, step_size = rows < rows_total, tl.load(step_size_ptr + i)
     update_rows(

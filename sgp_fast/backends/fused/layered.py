@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ...kernels.layered_network import LayeredNetwork, Scratch, holds_rows
 from ...kernels.linear import INTERPRETED, Cut
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import Program, lay_out, padded
-from ...kernels.pointwise import division, grid, launched, row_stride
+from ...kernels.pointwise import division, grid, row_stride
 from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel
 from ...planner import SGP
 from ...problem import Problem
@@ -57,7 +56,7 @@ class Layered:
         T, R, columns = buffers.horizon, buffers.rows, packed.columns
         self._T, self._R = T, R
         self._bounding = "none" if buffers.low is None else planner.bounding
-        self._planner, self._early = planner, cut is not None and cut.early
+        self._planner = planner
 
         rows = {"dynamics": R, "score": T * R, "cost": T * R, "terminal": R}
         passes = {"dynamics": T, "score": 0, "cost": 1, "terminal": 1}
@@ -255,15 +254,15 @@ class Layered:
 
     def _update(self, i: int, settled: bool, *, moves: bool) -> None:
         """Judge all problems, and move them or not."""
-        update(self.packed, self._planner, self.buffers, i, settled=settled, moves=moves, early=self._early)
+        update(self.packed, self._planner, self.buffers, i, settled=settled, moves=moves)
 
     def _launch(self, kernel: Any, rows: int, *arguments: Any, **constants: Any) -> None:
         """A kernel over whole tiles."""
         columns = self.packed.columns
-        kernel[grid(rows, columns)](*arguments, **constants, **division(columns), **launched(self._early))
+        kernel[grid(rows, columns)](*arguments, **constants, **division(columns))
 
 
-def layered_plans(problem: Problem, planner: SGP, device: torch.device) -> dict[str, Make]:
+def layered_plans(problem: Problem, planner: SGP) -> dict[str, Make]:
     """The regime with the library's products and, in 16 bits, with our own for networks whose rows fit a program."""
     ways: dict[str, Make] = {"layered": Layered}
     if planner.product_dtype != torch.float32:
@@ -273,12 +272,5 @@ def layered_plans(problem: Problem, planner: SGP, device: torch.device) -> dict[
         columns = padded(problem.dynamics.nx + problem.dynamics.nu)
         if any(holds_rows(lay_out(spec, columns).program) for spec in specs):
             cuts = {"layered with products of 16 rows": INTERPRETED} if is_interpreted() else CUTS
-            if can_step_in(device):
-                cuts = cuts | {f"{name}, launched early": replace(cut, early=True) for name, cut in cuts.items()}
             ways |= {name: functools.partial(Layered, cut=cut) for name, cut in cuts.items()}
     return ways
-
-
-def can_step_in(device: torch.device) -> bool:
-    """Whether the device has launches as of `kernels.early`."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...kernels.pointwise import launched
 from ...kernels.sweeps import update_kernel
 from ...planner import SGP
 from .arguments import options_of, search_of
@@ -16,9 +15,9 @@ PROGRAM = 32
 
 
 def update(
-    packed: PackedProblem, planner: SGP, buffers: Buffers, i: int, *, settled: bool, moves: bool, early: bool = False
+    packed: PackedProblem, planner: SGP, buffers: Buffers, i: int, *, settled: bool, moves: bool
 ) -> None:
-    """Enqueue the end of iteration i; `settled` as in `kernels.update`, `early` as in `kernels.early`."""
+    """Enqueue the end of iteration i; `settled` as in `kernels.update`."""
     nu_columns = 1 << (packed.nu - 1).bit_length()
     block = max(1, PROGRAM // nu_columns)
     constants: dict[str, Any] = dict(
@@ -27,4 +26,4 @@ def update(
         HISTORY=0 if buffers.history is None else planner.iterations, BLOCK_B=block, num_warps=1,
     )  # fmt: skip
     given = (search_of(buffers), buffers.step_size, i, int(settled), int(moves), buffers.rows)
-    update_kernel[(-(-buffers.rows // block),)](*given, **constants, **launched(early))
+    update_kernel[(-(-buffers.rows // block),)](*given, **constants)
