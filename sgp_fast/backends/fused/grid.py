@@ -159,6 +159,7 @@ def multiprocessors(device: torch.device) -> int:
 def grid_plans(asked: bool) -> dict[str, Make]:
     """The regime by name, where it was asked for; it refuses by itself.
 
-    "auto" does not race it before it has run on a GPU: a race can catch an error, and not a barrier that never ends.
+    "auto" does not race it: on an H200 it was slower than the other regimes wherever it was measured
+    (`bench/results/h200.md`), and a way takes up to a minute to compile.
     """
     return {"grid": GridPlan} if asked else {}
