@@ -5,7 +5,7 @@
 #     sh bench/gpu_session.sh prepare
 #
 # Parts, by priority, with the seconds that each may take; all of them without a name:
-PARTS="device:30 smoke:60 compile:150 counters:120 tests:210 aims:190 ladder:150 profile:60 gridtests:120 grid:90 cold:240 sanitizer:200 others:200 more:200"
+PARTS="device:30 smoke:60 compile:150 tests:210 aims:190 counters:120 ladder:150 profile:60 gridtests:120 grid:90 cold:240 sanitizer:200 others:200 more:200"
 # From the repository's root, with python3, torch and triton; nothing is installed. `tests` are those that need a GPU, and what
 # nothing else runs there, `others` all the rest of the kernels'; they want pytest and hypothesis, and run side by side where
 # there is pytest-xdist. Each part has a log and a limit, and one that fails does not stop the next. The
@@ -26,7 +26,8 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-gpu-session} TOTAL=${TOTAL:-590} PYTHON=${PYTHON:-python3} DRY=${DRY:-} BROUGHT=${BROUGHT:-gpu-session}
 if [ "${1:-}" = --dry-run ]; then DRY=1; shift; fi
-SGP_FAST_COMMIT=$(git rev-parse HEAD 2> /dev/null || cat "$BROUGHT"/commit 2> /dev/null)
+# A copy of a tree may come with a history that ends before it.
+SGP_FAST_COMMIT=$(cat "$BROUGHT"/commit 2> /dev/null || git rev-parse HEAD 2> /dev/null)
 WORK=${WORK:-/tmp/sgp-gpu-session-${SGP_FAST_COMMIT:-unknown}}
 # Not in WORK: what is in it holds for every commit, and Triton keeps whole paths.
 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/sgp-gpu-session-triton}
@@ -91,7 +92,7 @@ counters() {
         "$tool" --clock-control none -k regex:"plan_kernel|grid_kernel|ring_kernel" --launch-count 1 --set full -f -o "$WORK/$name" \
             "$PYTHON" -m bench.gpu_session hot $what || return 1
         "$tool" --import "$WORK/$name.ncu-rep" --page details > "$WORK/$name.log"
-        "$tool" --import "$WORK/$name.ncu-rep" --page source --print-details all --csv > "$WORK/$name.csv"
+        "$tool" --import "$WORK/$name.ncu-rep" --page source --csv > "$WORK/$name.csv"
     done
 }
 

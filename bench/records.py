@@ -80,14 +80,15 @@ def header(command: str, **settings: Any) -> dict[str, Any]:
     """What a number needs beside it: commit, machine, versions, and how the command was called."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     # An installed package may lie within another repository, whose commit says nothing of us.
-    ours = bool(_git("ls-files", Path(__file__).name))
+    told = os.environ.get("SGP_FAST_COMMIT")
+    ours = not told and bool(_git("ls-files", Path(__file__).name))
     return {
         "kind": "header",
         "schema": SCHEMA,
         "command": command,
         "settings": settings,
-        # A copy of the tree without its history is told the commit.
-        "commit": (ours and _git("rev-parse", "HEAD")) or os.environ.get("SGP_FAST_COMMIT") or None,
+        # A copy of the tree, without its history or with an older one, is told the commit.
+        "commit": told or (ours and _git("rev-parse", "HEAD")) or None,
         "changed": ours and bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": {

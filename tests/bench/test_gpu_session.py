@@ -68,3 +68,9 @@ def test_a_copy_without_a_history_is_told_its_commit(monkeypatch: pytest.MonkeyP
     assert records.header("device")["commit"] is None
     monkeypatch.setenv("SGP_FAST_COMMIT", "f" * 40)
     assert records.header("device")["commit"] == "f" * 40
+
+
+def test_a_copy_with_an_older_history_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGP_FAST_COMMIT", "f" * 40)
+    head = records.header("device")
+    assert head["commit"] == "f" * 40 and head["changed"] is False

@@ -332,6 +332,19 @@ def test_a_race_has_it_only_where_it_serves() -> None:
     assert not raced(small("learned", "value", batch=4, horizon=1), "bfloat16")
 
 
+def test_beside_it_one_tile_is_raced(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = {f"tile of {rows} rows": None for rows in (16, 32, 64)}
+    monkeypatch.setattr("sgp_fast.backends.fused.tile.tile_plans", lambda *_: dict(tiles))
+
+    def raced(precision: str, regime: str | None = None) -> list[str]:
+        made = covered(batch=4, horizon=1)
+        job = job_of(made.problem, planner(horizon=1, precision=precision), made.x0, goal=made.goal)
+        return [name for name in fused.candidates_of(job, 4, regime) if name.startswith("tile")]
+
+    assert raced("bfloat16") == ["tile of 16 rows"]
+    assert raced("float32") == raced("bfloat16", "tile") == list(tiles)
+
+
 # The stand-in for Gluon under Triton's interpreter.
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="on a GPU copies arrive when they do")
