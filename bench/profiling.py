@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 import sgp_fast as sgp
-from sgp_fast.backends import eager
 from sgp_fast.backends.stages import STAGES, WHOLE, watching
 from sgp_fast.planner import Precision
 from sgp_fast.solving import job_of
@@ -174,13 +173,12 @@ def _launched(case: Case, regime: str, chunks: int) -> Callable[[], object]:
     if chunks > 1:
         raise ValueError(f"{case.name} is planned in {chunks} chunks; profile fewer problems, or raise SGP.memory_limit")
     job = replace(job_of(case.problem, case.planner, case.x0), u=case.init)
-    at, bounding, search = eager.start(job)
     size = bucket(len(case.x0))
-    made = PlanWork(case.problem, job, size, case.device, candidates_of(job, size)[regime])
+    made = PlanWork(case.problem, job, size, case.device, candidates_of(job, size, regime.split()[0])[regime])
 
     @torch.no_grad()
     def run() -> None:
-        made.load(at, search, bounding.low, bounding.high)
+        made.load_job(job)
         made.body()
 
     return run

@@ -107,7 +107,3 @@ class PackedProblem:
         parts = {"dynamics": self.dynamics, "score": self.score, "cost": self.cost, "terminal": self.terminal}
         return {name: model for name, model in parts.items() if model is not None}
 
-
-def sources(problem: Problem) -> tuple[Tensor, ...]:
-    """Every tensor that a packed problem reads: while these are the same objects, `refresh` sees all that is written."""
-    return tuple(t for part in problem.modules.values() for t in (*part.parameters(), *part.buffers()))

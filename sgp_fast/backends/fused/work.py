@@ -14,7 +14,7 @@ from ...plan import Plan
 from ...planner import SGP
 from ...problem import Problem
 from ..bounding import Bounding
-from ..eager import Conditions, Evaluation, Search, conclude
+from ..eager import Evaluation, Search, conclude
 from ..job import LOOK, Job
 from ..products import products_of
 from .buffers import Buffers
@@ -196,20 +196,6 @@ class PlanWork:
         if starts > 1 and params is not None:
             params = {name: rows(p) for name, p in params.items()} if isinstance(params, dict) else rows(params)
         self.functions.load(params)
-
-    def load(self, at: Conditions, search: Search, low: Tensor | None, high: Tensor | None) -> None:
-        """Copy in where a search starts; tensors of `search` are time-major, as the reference has them."""
-        b, count = self.buffers, len(at.x0)
-        u = Bounding(self._planner.bounding, low, high).control(search.v)
-        given = [(name, static, t.transpose(0, 1)) for name, static, t in (
-            ("init", self.start, u), ("m", b.m, search.m), ("s", b.s, search.s)
-        )]  # fmt: skip
-        given.append(("count", b.count, search.count))
-        for name, static, t in (("x0", b.x0, at.x0), ("goal", b.goal, at.goal), ("low", b.low, low), ("high", b.high, high)):
-            if static is not None and t is not None:
-                given.append((name, static, t.expand(count, *t.shape[1:]) if len(t) == 1 else t))
-        copy_all_in(given)
-        self.functions.load(at.params)
 
     def conclude(self) -> None:
         """Make the plan of the last evaluation: as the reference does, of the buffers."""
