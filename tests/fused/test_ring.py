@@ -169,14 +169,14 @@ def test_problems_that_diverge_disturb_no_other(
     settings: dict[str, Any] = {"record_cost": True, "keep_moments": True, "tolerance": 1e-8, "clip_gradient": 0.5}
     settings["bounding"] = "tanh"
     calm = plan(case, BACKEND, precision, **settings)
-    load = PlanWork.load
+    load = PlanWork.load_job
 
     def spoiled(self: PlanWork, *given: Any) -> None:
         load(self, *given)
         for row, value in zip(BAD, (float("nan"), float("inf"), -float("inf"), 3e38), strict=True):
             self.buffers.x0[row] = value
 
-    monkeypatch.setattr(PlanWork, "load", spoiled)
+    monkeypatch.setattr(PlanWork, "load_job", spoiled)
     rough = plan(case, BACKEND, precision, **settings)
     rest = torch.tensor([i for i in range(16) if i not in BAD], device=DEVICE)
     for name, t in rough.select(rest).tensors().items():
