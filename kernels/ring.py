@@ -428,7 +428,7 @@ def _controls(
     search, problem, step, inside, cols, NX: gl.constexpr, NU: gl.constexpr, T: gl.constexpr, BOUNDING: gl.constexpr
 ):
     """The controls of a step in the columns behind the state, zeros elsewhere."""
-    mask = inside[:, None] & ((cols >= NX) & (cols < NX + NU) & True)[None, :] & (step < T)[:, None]
+    mask = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
     at = cols[None, :] - NX
     v = gl.load(search.v + (problem * T + step)[:, None] * NU + at, mask=mask, other=0.0)
     if BOUNDING == "tanh":

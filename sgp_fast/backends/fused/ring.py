@@ -54,8 +54,8 @@ class RingPlan:
             cost_moments=kept(ring.many * cost.moments, torch.float32),
             pull=kept(T * ring.problems * columns, torch.float32),
         )
-        models, scale, gain, _, at, search, beta, level, _ = _split(tensors_of(packed, buffers))
-        self._arguments = (*models[:3], scale, gain, at, search, beta, level, self.scratch)
+        *models, _, scale, gain, _, at, search, beta, level, _ = tensors_of(packed, buffers)
+        self._arguments = (*models, scale, gain, at, search, beta, level, self.scratch)
         self._constants: dict[str, Any] = dict(
             DYNAMICS=dynamics, SCORE=networks.get("score"), COST=cost, RING=ring, T=T, NX=packed.nx, NU=packed.nu,
             BOUNDING="none" if buffers.low is None else planner.bounding, num_warps=ring.warps,
@@ -133,9 +133,3 @@ def _made_with(ring: Ring) -> Make:
         return RingPlan(packed, planner, buffers, settled, ring)
 
     return make
-
-
-def _split(given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The models together, and the others."""
-    return given[:4], *given[4:]
-
