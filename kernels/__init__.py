@@ -3,6 +3,10 @@
 Installed as `sgp_fast.kernels`. Nothing here imports the rest of `sgp_fast`, and `reference`, `network`, `packing` and
 `tiling` import no triton, so they run anywhere that PyTorch does.
 
+No device code reads a constant of its module: it is given it, or calls a `constexpr_function` that says it. The key of a
+compiled kernel in Triton's cache holds no plain constant, and a callee's constexpr only where the callee was hashed first:
+what one process had compiled another would compile again, or go on with after the constant had changed.
+
     packed = PackedNetwork.of(spec, weights, torch.bfloat16)    or torch.float32, "tf32"
     out = network_forward(packed, z)                        one launch
     grad_z = network_vjp(packed, z, grad)                   one launch, the forward pass included

@@ -20,30 +20,28 @@ program, order it before everything that the threads of another read then. The f
 import triton
 import triton.language as tl
 
-ARRIVE_AND_WAIT = tl.constexpr("""
-{
-    .reg .pred other, early;
-    .reg .u32 thread, seen;
-    mov.u32 thread, %tid.x;
-    setp.ne.u32 other, thread, 0;
-    @other bra passed;
-    red.release.gpu.global.add.u32 [$1], 1;
-    waiting:
-    ld.acquire.gpu.global.u32 seen, [$1];
-    setp.lt.u32 early, seen, $2;
-    @early bra waiting;
-    passed:
-    mov.u32 $0, 0;
-}
-""")
-
 
 @triton.jit
 def grid_barrier(counter_ptr, target):
     """Wait until `target` = n·P arrivals were counted, this one among them; every thread of the program calls it."""
     tl.debug_barrier()
     tl.inline_asm_elementwise(
-        ARRIVE_AND_WAIT, "=r,l,r,~{memory}", [counter_ptr.to(tl.uint64, bitcast=True), target], dtype=tl.int32,
-        is_pure=False, pack=1,
+        """
+        {
+            .reg .pred other, early;
+            .reg .u32 thread, seen;
+            mov.u32 thread, %tid.x;
+            setp.ne.u32 other, thread, 0;
+            @other bra passed;
+            red.release.gpu.global.add.u32 [$1], 1;
+            waiting:
+            ld.acquire.gpu.global.u32 seen, [$1];
+            setp.lt.u32 early, seen, $2;
+            @early bra waiting;
+            passed:
+            mov.u32 $0, 0;
+        }
+        """,
+        "=r,l,r,~{memory}", [counter_ptr.to(tl.uint64, bitcast=True), target], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
     tl.debug_barrier()

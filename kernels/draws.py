@@ -7,17 +7,13 @@
 import triton
 import triton.language as tl
 
-from . import draws_ref
-
-LEAST = tl.constexpr(draws_ref.LEAST)
-
 
 @triton.jit
 def normal(seed, keys, iteration, samples, numbers):
     """Standard normal, float32, of the shape that keys (int64), samples and numbers broadcast to. See `normal_ref`."""
     w0, w1, w2, w3 = words(seed, keys, iteration, samples, numbers)
     first = numbers % 4 < 2
-    u = tl.maximum(uniform(tl.where(first, w0, w2)), LEAST)
+    u = tl.maximum(uniform(tl.where(first, w0, w2)), 1e-7)  # draws_ref.LEAST
     turn = uniform(tl.where(first, w1, w3))
     return tl.sqrt(-2.0 * tl.log(u)) * cosine_of_turns(turn, 3 * (numbers % 2))
 

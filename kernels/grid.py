@@ -52,11 +52,8 @@ from .grid_rows import (
     traced,
 )  # fmt: skip
 from .layers import columns_of
-from .phases import MAX_ROWS
 from .slices import Net, backward, backward_last, chunks_of, forward, forward_first, input_gradient, output
 from .update import update_rows
-
-MOST = tl.constexpr(MAX_ROWS)
 
 
 class Scratch(NamedTuple):
@@ -81,12 +78,13 @@ def grid_kernel(
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, LAYOUT: tl.constexpr,
     PROGRAMS: tl.constexpr, SYNCHRONISE: tl.constexpr, TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr,
     NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr,
-    OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
+    OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """Phases `first … last−1`, counted from the first iteration's; `counter` is zero at the start.
 
     Where nothing `moves` an iteration is evaluated and judged. With `only_diverged` nothing is done unless a problem has
-    diverged. The table is `[phases, slots, 3]`: the number of a job in LAYOUT, its step, its items.
+    diverged. The table is `[phases, slots, 3]`: the number of a job in LAYOUT, its step, its items. MOST is a power of two,
+    no less than the problems can be.
     """
     PHASES: tl.constexpr = LAYOUT.phases
     SLOTS: tl.constexpr = LAYOUT.slots

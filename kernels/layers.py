@@ -21,9 +21,6 @@ import triton
 import triton.language as tl
 
 from .activations import activate, activate_vjp
-from .network import LAYER_NORM_EPS
-
-EPS = tl.constexpr(LAYER_NORM_EPS)
 
 
 class Memory(NamedTuple):
@@ -92,6 +89,11 @@ def columns_of(mem, N: tl.constexpr):
 def rows_of(mem, TILE: tl.constexpr):
     """0 … BLOCK_B−1, likewise."""
     return tl.arange(0, TILE.block_b) + tl.load(mem.zero)
+
+
+@triton.constexpr_function
+def layer_norm_eps():
+    return 1e-5  # `network.LAYER_NORM_EPS`; see `kernels`, on constants
 
 
 @triton.constexpr_function
@@ -265,7 +267,7 @@ def _standardise(h, cols, WIDTH: tl.constexpr):
     centred = h - mean[:, None]
     if cols.shape[0] > WIDTH:
         centred = tl.where((cols < WIDTH)[None, :], centred, 0.0)
-    rstd = 1 / tl.sqrt(tl.sum(centred * centred, 1) / WIDTH + EPS)
+    rstd = 1 / tl.sqrt(tl.sum(centred * centred, 1) / WIDTH + layer_norm_eps())
     return centred * rstd[:, None], rstd
 
 

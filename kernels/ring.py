@@ -45,14 +45,11 @@ from .gluon import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from .layers import EPS
+from .layers import layer_norm_eps
 from .packing import NONE, Program
 from .update import control_of
 
 WIDEST = 256
-# Numbers of a tile of weights, and so of a slot.
-TILE = 64 * WIDEST
-LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Ring:
     @property
     def shared(self) -> int:
         """Bytes of slots and operands."""
-        return 2 * (self.slots * TILE + 2 * self.many * WIDEST)
+        return 2 * (self.slots * numbers_of_tile() + 2 * self.many * WIDEST)
 
 
 def ring_of(problems: int, horizon: int) -> Ring:
@@ -141,13 +138,19 @@ class Net(NamedTuple):
 
 
 @triton.constexpr_function
+def numbers_of_tile():
+    """Of weights, and so of a slot."""
+    return 64 * 256
+
+
+@triton.constexpr_function
 def _tiles(net, backward):
     """Of each tile of a pass: its operation, the depth at which it begins, its depth."""
     found = []
     order = reversed(range(len(net.operations))) if backward else range(len(net.operations))
     for i in order:
         depth, columns = _depth_and_columns(net, backward, i)
-        each = min(depth, TILE // columns)
+        each = min(depth, numbers_of_tile() // columns)
         found += [(i, first, each) for first in range(0, depth, each)]
     return found
 
@@ -220,7 +223,7 @@ def place_of(net, i, name):
     """The place of an operation's vector, those of conditions behind all others; with i past the end, how many there are."""
     places, names = [], ("bias", "norm_weight", "norm_bias")
     for at, op in enumerate(net.operations):
-        places += [(at, each) for each in names if getattr(op, each) != NONE]
+        places += [(at, each) for each in names if getattr(op, each) >= 0]
     conditioned = [(0, "condition")] if any(op.condition != "none" for op in net.operations) else []
     places += conditioned
     return len(places) if i == len(net.operations) else places.index((i, name))
@@ -603,7 +606,8 @@ def _finish_forward(h, net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.conste
         # In one pass: what cancels is less than the rounding of 16-bit products, unless a mean is a hundred deviations.
         total, squares = gl.reduce((h, h * h), 1, _add_pairs)
         mean = total / WIDTH
-        rstd = 1 / tl.sqrt(tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL) + EPS)
+        variance = tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        rstd = 1 / tl.sqrt(variance + layer_norm_eps())
         hat = (h - mean[:, None]) * rstd[:, None]
         if COLUMNS > WIDTH:
             cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
@@ -672,9 +676,14 @@ def _add_pairs(a, b, c, d):
 
 
 @jit
+def _exp(h):
+    return exp2(h * 1.4426950408889634)  # log2 e
+
+
+@jit
 def _activate(h, KIND: gl.constexpr):
     if KIND == "elu":
-        return gl.where(h > 0, h, exp2(h * LOG2_E) - 1)
+        return gl.where(h > 0, h, _exp(h) - 1)
     else:
         return activate(h, KIND, False)
 
@@ -682,7 +691,7 @@ def _activate(h, KIND: gl.constexpr):
 @jit
 def _activate_vjp(g, h, KIND: gl.constexpr):
     if KIND == "elu":
-        return g * gl.where(h > 0, 1.0, exp2(h * LOG2_E))
+        return g * gl.where(h > 0, 1.0, _exp(h))
     else:
         return activate_vjp(g, h, KIND)
 

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, activate_vjp
-from .layers import EPS, columns_of, nearest_tf32
+from .layers import columns_of, layer_norm_eps, nearest_tf32
 
 
 @triton.constexpr_function
@@ -254,7 +254,7 @@ def _moments(net, rows, inside, i: tl.constexpr, NET: tl.constexpr, AT: tl.const
         number = tl.minimum(tl.maximum(OP.width - columns_of(net, CHUNKS) * CHUNK, 0), CHUNK).to(tl.float32)[None, :]
         mean = tl.sum(means * number, 1) / OP.width
         off = means - mean[:, None]
-        return mean, 1 / tl.sqrt(tl.sum(apart + number * off * off, 1) / OP.width + EPS)
+        return mean, 1 / tl.sqrt(tl.sum(apart + number * off * off, 1) / OP.width + layer_norm_eps())
 
 
 @triton.jit

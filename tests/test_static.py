@@ -62,6 +62,25 @@ except ValueError:
     assert driver._active is before and JITFunction.run is run
 """
 
+# Device functions, and constants of modules that they read.
+CONSTANTS = """
+from importlib import import_module
+from pkgutil import walk_packages
+from triton.runtime.jit import JITCallable
+from sgp_fast import kernels
+
+functions = {}
+for module in walk_packages(kernels.__path__, "sgp_fast.kernels."):
+    found = vars(import_module(module.name)).values()
+    functions |= {f"{f.__module__}.{f.__qualname__}": f for f in found if isinstance(f, JITCallable)}
+assert len(functions) > 100, len(functions)
+for name, function in functions.items():
+    function.cache_key
+    for (constant, _), (value, _) in function.used_global_vals.items():
+        if not isinstance(value, type):
+            print(name, constant)
+"""
+
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A process in which kernels are compiled."""
@@ -81,6 +100,12 @@ def check(folder: Path, *arguments: str) -> list[dict]:
 def test_launches_become_compilations_and_the_driver_stays() -> None:
     done = python("-c", BINDER)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_device_code_reads_a_constant_of_its_module() -> None:
+    """Compiled kernels would be looked for by keys that do not hold it, or that depend on what was hashed before."""
+    done = python("-c", CONSTANTS)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
 def test_interpreted_kernels_are_refused() -> None:

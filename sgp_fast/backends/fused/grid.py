@@ -10,6 +10,7 @@ from ...kernels.grid import Scratch, grid_kernel
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import padded
 from ...kernels.phases import (
+    MAX_ROWS,
     GridTile,
     layout_of,
     phases,
@@ -84,7 +85,7 @@ class GridPlan:
             NU=packed.nu, NU_COLUMNS=padded(packed.nu), BOUNDING="none" if buffers.low is None else planner.bounding,
             CHANGE=packed.control_change > 0, HISTORY=0 if buffers.history is None else planner.iterations,
             OPTIONS=options_of(packed, planner), FUNCTION=functions.running, LAST_FUNCTION=functions.terminal,
-            PARAMS=functions.params_width, num_warps=tile.warps, num_stages=1,
+            PARAMS=functions.params_width, MOST=MAX_ROWS, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
         self._synchronise = self.programs > 1 and not stepwise
         if self._synchronise and packed.device.type == "cuda":
