@@ -27,13 +27,12 @@ import torch
 from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.functions import Functions
 from sgp_fast.backends.fused.grid import GridPlan
-from sgp_fast.backends.fused.layered import CUTS, Layered
+from sgp_fast.backends.fused.layered import ROW_CUTS, Cuts, Layered, few_rows, whole_rows
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.ring import RingPlan
 from sgp_fast.backends.fused.rollout import RolloutWork
 from sgp_fast.backends.fused.tile import TilePlan
 from sgp_fast.backends.sampling import SamplingJob
-from sgp_fast.kernels.linear import Cut
 from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
 from sgp_fast.kernels.network_op import network_kernel
 from sgp_fast.kernels.packing import PackedNetwork, Program
@@ -97,8 +96,9 @@ GRIDS = (
 RINGS = tuple((problems, dtype) for problems in (1, 8, 64) for dtype in ("bf16", "fp16"))
 RING_STACK = {1: 0, 8: 176, 64: 512}
 RING_NAMES = {f"ring_kernel, {problems} problems": problems for problems in RING_STACK}
-# Of the layered regime's own products with 16 warps, which have 128 registers a thread; eight warps spill 64 to 80 bytes.
-LINEAR_STACK = 8
+# Of the layered regime's own products of whole rows with 16 warps, which have 128 registers a thread; eight warps spill 64
+# to 80 bytes.
+ROWS_STACK = 8
 TENSOR_MEMORY = 512  # columns a multiprocessor; with more, the compiler makes a kernel that only stops
 CHIPS = {80: Chip(163 << 10, 164 << 10), 90: Chip(227 << 10, 228 << 10), 100: Chip(227 << 10, 228 << 10)}
 
@@ -142,8 +142,8 @@ def broken(row: KernelRow) -> list[str]:
     """The limits that a kernel breaks, in words; empty where it keeps them all."""
     found, count = [], row.instructions
     ring = RING_NAMES.get(row.kernel)
-    linear = row.kernel.startswith("linear_backward_kernel") and row.warps == 16
-    allowed = LINEAR_STACK if linear else 0 if ring is None else RING_STACK[ring]
+    sixteen = row.kernel.startswith("rows_backward_kernel") and row.warps == 16
+    allowed = ROWS_STACK if sixteen else 0 if ring is None else RING_STACK[ring]
     if row.stack > allowed or row.spills and not allowed:
         most = f"{allowed} bytes at most" if allowed else "none"
         found.append(f"{row.stack} bytes of stack and {row.spills} local loads and stores; expected {most}")
@@ -204,8 +204,12 @@ def launches(arch: int) -> Iterator[Launch]:
         for vjp in (False, True):
             yield _network(name, packed, tile, vjp)
     yield _layered(1024)
-    for cut in CUTS.values():
-        yield _layered(256, cut)
+    for cut in ROW_CUTS.values():
+        yield _layered(256, f"products of {cut.block_b} rows", functools.partial(whole_rows, cut))
+    for width in (256, 1024):
+        for problems in (1, 64):
+            cuts = functools.partial(few_rows, torch.bfloat16)
+            yield _layered(width, f"products of some columns, {problems} problems", cuts, problems)
     for tile in (picked(256, "bf16")[0], picked(256, "bf16")[-1]):
         yield plan(256, "bf16", tile, traced=True)
     yield _rollout(256, "bf16", picked(256, "bf16")[0], "candidates", traced=True)
@@ -413,20 +417,20 @@ def _network(name: str, packed: PackedNetwork, tile: Tile, vjp: bool) -> Launch:
     return Launch(f"network_kernel {'vjp' if vjp else 'forward'}", name, "bf16", run, tile, work * _blocks(tile))
 
 
-def _layered(width: int, cut: Cut | None = None) -> Launch:
-    """All kernels of an iteration and of the last evaluation; without a cut the products are the library's."""
-    rows = 64
+def _layered(
+    width: int, products: str = "pointwise", cuts: Cuts = lambda program, rows: None, rows: int = 64
+) -> Launch:
+    """All kernels of an iteration and of the last evaluation; without cuts the products are the library's."""
     case, packed = _packed(width, torch.bfloat16)
     planner = replace(case.planner, iterations=1)
 
     def run() -> None:
         buffers = Buffers.allocate(rows, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
-        plan = Layered(packed, planner, buffers, 0, cut)
+        plan = Layered(packed, planner, buffers, 0, cuts)
         plan.iterate(0, 1)
         plan.evaluate(settled=True)
 
-    kernel = "pointwise" if cut is None else f"linear, {cut.block_b} rows"
-    return Launch(kernel, f"layered SGP 4×{width}", "bf16", run, scale=ROWS // rows)
+    return Launch(products, f"layered SGP 4×{width}", "bf16", run, scale=ROWS // rows)
 
 
 def _grid(width: int, problems: int, dtype: str, programs: int, traced: bool = False) -> Launch:

@@ -1,7 +1,10 @@
-"""A network layer by layer: the library's matrix products, and the fused pointwise kernels of `pointwise.py` between them.
+"""A network layer by layer: matrix products, and between them what `pointwise.py` does.
 
     forward     y₀ = z,  hᵢ = yᵢ Wᵢᵀ,  yᵢ₊₁ = finish_forward(hᵢ)            output: y of the last operation
     backward    Gₙ = finish_backward(cotangent),  gᵢ = Gᵢ Wᵢ,  Gᵢ₋₁ = finish_backward(gᵢ)
+
+The products are the library's, and what stands between them is a launch; or ours, each in one launch with what follows it
+(`linear_rows`) or with what stands before it (`linear_columns`).
 
 y and h have a buffer each, in turn read and written, so that a pass touches no more memory than its widest operation does.
 Everything is enqueued on the current stream; nothing allocates, and nothing asks the device.
@@ -9,12 +12,14 @@ Everything is enqueued on the current stream; nothing allocates, and nothing ask
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .linear import WIDEST, Cut, linear_backward, linear_forward
+from .linear_columns import ColumnCut, columns_backward, columns_forward
+from .linear_rows import WIDEST, RowCut, rows_backward, rows_forward
 from .packing import NONE, Operation, PackedNetwork, Program
 from .pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward, row_stride
 
@@ -70,9 +75,9 @@ class LayeredNetwork:
     """
 
     def __init__(
-        self, packed: PackedNetwork, rows: int, scratch: Scratch, passes: int = 0, cut: Cut | None = None
+        self, packed: PackedNetwork, rows: int, scratch: Scratch, passes: int = 0, cut: RowCut | ColumnCut | None = None
     ) -> None:
-        """With a `cut` the products are `linear`'s, each in one launch with what follows it."""
+        """With a `cut` the products are ours."""
         program, device = packed.program, packed.weights.device
         self.packed, self.program, self.rows, self.scratch, self._cut = packed, program, rows, scratch, cut
         self.saved = torch.empty(passes, program.saved * rows, dtype=packed.weights.dtype, device=device)
@@ -87,8 +92,10 @@ class LayeredNetwork:
         `condition [1 or rows, condition_columns]`, padded with zeros: float32, or of the products' dtype where it is joined
         to the input (a time embedding).
         """
+        if isinstance(self._cut, RowCut):
+            return self._forward_rows(self._cut, condition, keep)
         if self._cut is not None:
-            return self._forward(self._cut, condition, keep)
+            return self._forward_columns(self._cut, condition, keep)
         program, weights = self.program, self.packed.weights
         if not begins_with_product(program):
             y = self._rows(self.scratch.y, program.columns)
@@ -113,8 +120,10 @@ class LayeredNetwork:
 
         `cotangent [1 or rows, out_columns]` is float32; `condition` is what the forward pass had.
         """
+        if isinstance(self._cut, RowCut):
+            return self._vjp_rows(self._cut, cotangent, condition, keep)
         if self._cut is not None:
-            return self._vjp(self._cut, cotangent, condition, keep)
+            return self._vjp_columns(self._cut, cotangent, condition, keep)
         program, grad = self.program, cotangent
         for op in reversed(program.operations):
             y = self._rows(self.scratch.y, op.columns)
@@ -127,30 +136,56 @@ class LayeredNetwork:
         self._finish_backward(program.entry, grad, out, keep, None)
         return out
 
-    def _forward(self, cut: Cut, condition: Tensor | None, keep: int | None) -> Tensor:
+    def _forward_rows(self, cut: RowCut, condition: Tensor | None, keep: int | None) -> Tensor:
         """`forward`, an operation a launch, from y to h and from h to y in turn."""
         operations = self.program.operations
         for i, op in enumerate(operations):
             y = self.out if i == len(operations) - 1 else self._turn(i + 1, op.columns)
             given = _condition(condition) if op.condition != "none" else Condition()
             kept = Kept() if keep is None else self._kept(op, keep)
-            linear_forward(
+            rows_forward(
                 self._turn(i, op.inputs), self._weight(op), y, self._vectors(op), given, self._streams(op), kept, cut,
-                **self._kind(op),
+                **self._streamed(op),
             )  # fmt: skip
         return self.out
 
-    def _vjp(self, cut: Cut, cotangent: Tensor, condition: Tensor | None, keep: int) -> Tensor:
+    def _vjp_rows(self, cut: RowCut, cotangent: Tensor, condition: Tensor | None, keep: int) -> Tensor:
         """`vjp`, likewise."""
         operations = (self.program.entry, *self.program.operations)
         self._finish_backward(operations[-1], cotangent, self._turn(0, self.program.out_columns), keep, condition)
         for turn, (op, before) in enumerate(zip(operations[:0:-1], operations[-2::-1], strict=True)):
             given = _condition(condition) if before.condition == "multiply" else Condition()
-            linear_backward(
+            rows_backward(
                 self._turn(turn, op.columns), self._weight(op), self._turn(turn + 1, op.inputs), self._vectors(before),
-                given, self._streams(before), self._kept(before, keep), cut, **self._kind(before),
+                given, self._streams(before), self._kept(before, keep), cut, **self._streamed(before),
             )  # fmt: skip
         return self._turn(len(operations) - 1, self.program.columns)
+
+    def _forward_columns(self, cut: ColumnCut, condition: Tensor | None, keep: int | None) -> Tensor:
+        """`forward`, a product a launch, likewise in turn, and what follows the last."""
+        operations = (self.program.entry, *self.program.operations)
+        for i, (before, op) in enumerate(pairwise(operations)):
+            given = _condition(condition) if before.condition != "none" else Condition()
+            kept = Kept() if keep is None else self._kept(before, keep)
+            columns_forward(
+                self._turn(i, op.inputs), self._weight(op), self._turn(i + 1, op.columns), self._vectors(before), given,
+                kept, cut, **self._kind(before),
+            )  # fmt: skip
+        last = operations[-1]
+        self._finish_forward(last, self._turn(len(operations) - 1, last.columns), self.out, keep, Condition(), condition)
+        return self.out
+
+    def _vjp_columns(self, cut: ColumnCut, cotangent: Tensor, condition: Tensor | None, keep: int) -> Tensor:
+        """`vjp`, likewise: nothing follows the first product."""
+        grad = cotangent
+        for turn, op in enumerate(reversed(self.program.operations)):
+            given = _condition(condition) if op.condition == "multiply" else Condition()
+            out = self._turn(turn, op.inputs)
+            columns_backward(
+                grad, self._weight(op), out, self._vectors(op), given, self._kept(op, keep), cut, **self._kind(op)
+            )
+            grad = out
+        return grad
 
     def _turn(self, number: int, columns: int) -> Tensor:
         """The buffers y and h in turn."""
@@ -162,16 +197,19 @@ class LayeredNetwork:
     ) -> None:  # fmt: skip
         given = _condition(condition) if op.condition != "none" else Condition()
         kept = Kept() if keep is None else self._kept(op, keep)
-        finish_forward(h, y, self._vectors(op), joined, given, self._streams(op), kept, **self._kind(op))
+        finish_forward(h, y, self._vectors(op), joined, given, self._streams(op), kept, **self._streamed(op))
 
     def _finish_backward(self, op: Operation, g: Tensor, y: Tensor, keep: int, condition: Tensor | None) -> None:
         given = _condition(condition) if op.condition == "multiply" else Condition()
-        finish_backward(g, y, self._vectors(op), given, self._streams(op), self._kept(op, keep), **self._kind(op))
+        finish_backward(g, y, self._vectors(op), given, self._streams(op), self._kept(op, keep), **self._streamed(op))
 
     def _kind(self, op: Operation) -> dict[str, Any]:
         """What a kernel is compiled for. The like operations of a network, and of others, share their kernels."""
-        return {"CONDITION": op.condition, "ACTIVATION": op.activation, "RESIDUAL": op.residual, "WIDTH": op.width,
-                "STREAM_COLUMNS": self.program.stream_columns}  # fmt: skip
+        return {"CONDITION": op.condition, "ACTIVATION": op.activation, "WIDTH": op.width}
+
+    def _streamed(self, op: Operation) -> dict[str, Any]:
+        """The same where there may be streams."""
+        return {**self._kind(op), "RESIDUAL": op.residual, "STREAM_COLUMNS": self.program.stream_columns}
 
     def _rows(self, buffer: Tensor, columns: int) -> Tensor:
         return buffer[: self.rows * columns].view(self.rows, columns)
@@ -200,8 +238,13 @@ class LayeredNetwork:
 
 
 def holds_rows(program: Program) -> bool:
-    """Whether `linear` serves a network: its rows fit a program, and a product comes first, of the input alone."""
+    """Whether `linear_rows` serves a network: its rows fit a program, and a product comes first, of the input alone."""
     return program.widest <= WIDEST and begins_with_product(program) and not program.joined
+
+
+def divides_columns(program: Program) -> bool:
+    """Whether `linear_columns` does: nothing is added past a product, and one comes first, of the input alone."""
+    return not program.stream_columns and begins_with_product(program) and not program.joined
 
 
 def begins_with_product(program: Program) -> bool:

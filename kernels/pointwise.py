@@ -71,18 +71,22 @@ def finish_forward_kernel(
     """From a product `h [rows, COLUMNS]` to the operand `y [rows, COLUMNS]` of the next."""
     rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     h = tl.load(h_ptr + at, mask=inside[:, None], other=0.0).to(tl.float32)
-    forward_rows(
-        h, rows, cols, at, inside, vectors, joined, condition, streams, kept, y_ptr, CONDITION, ACTIVATION, RESIDUAL, WIDTH,
+    y = forward_rows(
+        h, rows, cols, at, inside, inside, vectors, joined, condition, streams, kept, CONDITION, ACTIVATION, RESIDUAL, WIDTH,
         STREAM_COLUMNS, h_ptr.dtype.element_ty == tl.float32,
     )  # fmt: skip
+    store_inside(y_ptr + at, y, inside)
 
 
 @triton.jit
 def forward_rows(
-    h, rows, cols, at, inside, vectors, joined, condition, streams, kept, y_ptr, CONDITION: tl.constexpr,
+    h, rows, cols, at, inside, writes, vectors, joined, condition, streams, kept, CONDITION: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, STREAM_COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows of a product to those of the operand of the next, as `rows_and_columns` has them."""
+    """From whole rows of a product, as `rows_and_columns` has them, to those of the operand of the next.
+
+    `writes [BLOCK_B]` are the rows of which the program keeps what the gradient needs; streams have the same program a row.
+    """
     if vectors.bias is not None:
         h += tl.load(vectors.bias + cols)[None, :]
     if joined.rows is not None:
@@ -94,14 +98,14 @@ def forward_rows(
     if vectors.norm_weight is not None:
         h, rstd = _standardise(h, cols, WIDTH)
         if kept.saved is not None:
-            _store(kept.saved + at, h, inside)
-            tl.store(kept.moment + rows, rstd, mask=inside)
+            store_inside(kept.saved + at, h, writes)
+            tl.store(kept.moment + rows, rstd, mask=writes)
         h = h * tl.load(vectors.norm_weight + cols)[None, :] + tl.load(vectors.norm_bias + cols)[None, :]
     stream_at, in_stream = _stream(rows, cols, inside, WIDTH, STREAM_COLUMNS)
     if RESIDUAL == "inside":
         h += tl.load(streams.into + stream_at, mask=in_stream, other=0.0)
     if vectors.norm_weight is None and kept.saved is not None:
-        _store(kept.saved + at, h, inside)
+        store_inside(kept.saved + at, h, writes)
     y = activate(h, ACTIVATION, EXACT)
     if RESIDUAL == "after":
         y += tl.load(streams.into + stream_at, mask=in_stream, other=0.0)
@@ -110,10 +114,10 @@ def forward_rows(
     if vectors.post_weight is not None:
         y, rstd = _standardise(y, cols, WIDTH)
         if kept.post_saved is not None:
-            _store(kept.post_saved + at, y, inside)
-            tl.store(kept.post_moment + rows, rstd, mask=inside)
+            store_inside(kept.post_saved + at, y, writes)
+            tl.store(kept.post_moment + rows, rstd, mask=writes)
         y = y * tl.load(vectors.post_weight + cols)[None, :] + tl.load(vectors.post_bias + cols)[None, :]
-    _store(y_ptr + at, y, inside)
+    return y
 
 
 @triton.jit(do_not_specialize=["rows_total"])
@@ -125,18 +129,18 @@ def finish_backward_kernel(
     """From a gradient `g [rows, COLUMNS]` in an operation's output to `y [rows, COLUMNS]`, that in its product."""
     rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     g = tl.load(g_ptr + rows[:, None] * g_stride + cols[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-    backward_rows(
-        g, rows, cols, at, inside, vectors, condition, streams, kept, y_ptr, CONDITION, ACTIVATION, RESIDUAL, WIDTH,
-        STREAM_COLUMNS,
-    )  # fmt: skip
+    g = backward_rows(
+        g, rows, cols, at, inside, vectors, condition, streams, kept, CONDITION, ACTIVATION, RESIDUAL, WIDTH, STREAM_COLUMNS
+    )
+    store_inside(y_ptr + at, g, inside)
 
 
 @triton.jit
 def backward_rows(
-    g, rows, cols, at, inside, vectors, condition, streams, kept, y_ptr, CONDITION: tl.constexpr, ACTIVATION: tl.constexpr,
+    g, rows, cols, at, inside, vectors, condition, streams, kept, CONDITION: tl.constexpr, ACTIVATION: tl.constexpr,
     RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, STREAM_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows of a gradient in an operation's output to those of the gradient in its product.
+    """From whole rows of a gradient in an operation's output to those of the gradient in its product.
 
     `streams.out` is read here and `streams.into` written: gradients go the other way.
     """
@@ -161,7 +165,7 @@ def backward_rows(
         tl.store(streams.into + stream_at, g, mask=in_stream)
     if CONDITION == "multiply":
         g = g * _load_condition(condition, rows, cols, inside, WIDTH)
-    _store(y_ptr + at, g, inside)
+    return g
 
 
 def finish_forward(
@@ -247,5 +251,5 @@ def _load_condition(condition, rows, cols, inside, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _store(ptr, values, inside):
+def store_inside(ptr, values, inside):
     tl.store(ptr, values.to(ptr.dtype.element_ty), mask=inside[:, None])

@@ -77,7 +77,8 @@ class Ring:
     @property
     def shared(self) -> int:
         """Bytes of slots and operands."""
-        return 2 * (self.slots * numbers_of_tile() + 2 * self.many * WIDEST)
+        tile: int = numbers_of_tile()
+        return 2 * (self.slots * tile + 2 * self.many * WIDEST)
 
 
 def ring_of(problems: int, horizon: int) -> Ring:

@@ -14,13 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sgp_fast.backends import eager
 from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.functions import Functions
-from sgp_fast.backends.fused.layered import Layered
+from sgp_fast.backends.fused.layered import Cuts, Layered, few_rows, layered_plans, whole_rows
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.job import Job, Tables
+from sgp_fast.kernels.layered_network import divides_columns
+from sgp_fast.kernels.linear_columns import ONE_ROW, SOME_ROWS
+from sgp_fast.kernels.linear_rows import INTERPRETED, RowCut
 from sgp_fast.planner import SGP
 from tests.cases import NU, NX, Case, case, planner, relative, score
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # else Triton is interpreted
+CUT = INTERPRETED if DEVICE.type == "cpu" else RowCut(32, 64, 8, 3)
 # Where the plain planner happens to round to the right number. Adam divides by the gradient's size, and so by its error.
 FLOOR = 2e-6
 # Every value and every pair of neighbours that matters: the kinds of dynamics, cost, terminal cost and score; how bounds are
@@ -99,11 +103,28 @@ def buffers(work: Job) -> Buffers:
     return out
 
 
-def layered(work: Job, dtype: torch.dtype = torch.float32) -> Layered:
+def library(program: Any, rows: int) -> None:
+    """Products are not ours."""
+
+
+def one_row(program: Any, rows: int) -> Any:
+    """Products of a row a program, however many there are."""
+    return replace(ONE_ROW, along=64, across=64) if divides_columns(program) else None
+
+
+def some_rows(program: Any, rows: int) -> Any:
+    return SOME_ROWS if divides_columns(program) else None
+
+
+def all_rows(program: Any, rows: int) -> Any:
+    return whole_rows(CUT, program, rows)
+
+
+def layered(work: Job, dtype: torch.dtype = torch.float32, cuts: Cuts = library) -> Layered:
     """The regime over the job's bucket, its workspace NaN."""
     out = buffers(work)
     packed = PackedProblem(work.problem, dtype, DEVICE, Functions(work, out.rows, DEVICE))
-    made = Layered(packed, work.planner, out, work.tables.settled)
+    made = Layered(packed, work.planner, out, work.tables.settled, cuts)
     for tensor in made.workspace:
         tensor.fill_(float("nan"))
     return made
@@ -163,12 +184,13 @@ def compare(got: Numbers, want: Numbers, plain: Numbers, factor: float = 2.0) ->
 
 
 @pytest.mark.parametrize(
-    ("dynamics", "cost", "terminal", "scored", "bounding", "change", "clip", "with_goal", "batch", "horizon", "iterations"),
-    CASES,
-)
+    ("dynamics", "cost", "terminal", "scored", "bounding", "change", "clip", "with_goal", "batch", "horizon", "iterations",
+     "cuts"),
+    [*((*made, library) for made in CASES), *((*made, one_row) for made in CASES if made[0] == "learned" and made[8] <= 5)],
+)  # fmt: skip
 def test_iterations_and_the_last_evaluation(
     dynamics: str, cost: str, terminal: str, scored: str | None, bounding: Any, change: float, clip: float | None,
-    with_goal: bool, batch: int, horizon: int, iterations: int,
+    with_goal: bool, batch: int, horizon: int, iterations: int, cuts: Cuts,
 ) -> None:  # fmt: skip
     given = None if scored is None else score("score", 0) if scored == "unconditioned" else score(scored)
     options: dict[str, Any] = {} if bounding is None else {"bounds": (-0.6, 0.4)}
@@ -183,21 +205,22 @@ def test_iterations_and_the_last_evaluation(
     single = planned("float32")
     stepped, last = plain(planned("float64"), iterations)
     stepped_single, last_single = plain(single, iterations)
-    ours = layered(single)
+    ours = layered(single, cuts=cuts)
     ours.iterate(0, iterations)
     compare(numbers(ours.buffers), stepped, stepped_single)
     ours.evaluate(settled=True)
     compare(numbers(ours.buffers), last, last_single)
 
 
-def test_products_in_float16() -> None:
+@pytest.mark.parametrize("cuts", [library, all_rows, some_rows])
+def test_products_in_float16(cuts: Cuts) -> None:
     """Within twice the error of the plain planner with the same products; the interpreter rounds bfloat16 toward zero."""
     made = case("learned", "learned", "value", score_=score(), batch=8, horizon=3)
     options, tables = {"horizon": 3}, schedules(1, 1)
     single = job(made, planner(precision="float32", **options), tables)
     half = replace(single, problem=made.problem.prepared(torch.float32, torch.float16, DEVICE))
     want, rounded = plain(job(made, planner(**options), tables), 1)[0], plain(half, 1)[0]
-    ours = layered(half, torch.float16)
+    ours = layered(half, torch.float16, cuts)
     ours.iterate(0, 1)
     names = ("x", "running", "terminal", "score", "costate", "grad_u")
     compare(numbers(ours.buffers), {name: want[name] for name in names}, rounded)
@@ -291,6 +314,32 @@ def test_nothing_is_allocated_and_nothing_asked(monkeypatch: pytest.MonkeyPatch)
         ours.evaluate(settled=True)
     assert watch.new == set()
     assert watch.products == 4 * (3 * 2 * 5 + 2 * 5 + 2 * 3 + 5)  # steps of five products, cost, value, score
+
+
+def test_products_of_our_own_leave_nothing_to_the_library() -> None:
+    made = case("learned", "learned", "value", score_=score(), batch=2, horizon=2)
+    work = job(made, planner(precision="float32", horizon=2, iterations=1), schedules(1, 1))
+    for cuts in (one_row, some_rows, all_rows):
+        ours = layered(work, torch.float16, cuts)
+        with Watch() as watch:
+            ours._evaluate(0)
+        assert watch.products == 0
+
+
+def test_ways_to_plan_by_how_many_problems_there_are() -> None:
+    """Some columns a program for few rows; in float32 for those of which each has a program."""
+    problem = case("learned", "quadratic", score_=score(), horizon=2).problem
+    columns = "layered with products of some columns"
+    for precision, most in (("float32", 8), ("bfloat16", 128)):
+        ways = [layered_plans(problem, planner(precision=precision), size) for size in (1, most, 2 * most)]
+        assert [columns in found for found in ways] == [True, True, False]
+    blocks = case("scaled blocks", "quadratic", horizon=2).problem
+    assert columns not in layered_plans(blocks, planner(precision="bfloat16"), 1)
+    net = layered(job(case("learned", "quadratic", score_=score()), planner(precision="float32"), schedules(1, 1)))
+    program = net.packed.dynamics.network.program
+    cuts = [few_rows(torch.bfloat16, program, rows) for rows in (8, 9, 128, 129)]
+    assert cuts == [ONE_ROW, SOME_ROWS, SOME_ROWS, None]
+    assert few_rows(torch.float32, program, 9) is None
 
 
 def test_bytes_are_those_of_the_workspace() -> None:

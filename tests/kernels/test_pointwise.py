@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sgp_fast.kernels.layered_network import LayeredNetwork, Scratch
-from sgp_fast.kernels.linear import Cut
+from sgp_fast.kernels.linear_columns import ColumnCut
+from sgp_fast.kernels.linear_rows import RowCut
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import PackedNetwork, uncovered
 from sgp_fast.kernels.pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward
@@ -49,7 +50,7 @@ def poison(network: LayeredNetwork) -> None:
 
 def prepared(
     spec: NetworkSpec, weights: dict[str, Tensor], rows: int, dtype: torch.dtype, columns: int = 0, out_columns: int = 0,
-    cut: Cut | None = None,
+    cut: RowCut | ColumnCut | None = None,
 ) -> LayeredNetwork:  # fmt: skip
     """The network over NaN."""
     packed = PackedNetwork(spec, dtype, DEVICE, columns, out_columns)
@@ -79,7 +80,7 @@ def passes(network: LayeredNetwork, z: Tensor, cotangent: Tensor, condition: Ten
 
 def check(
     spec: NetworkSpec, dtype: torch.dtype, rows: int, per_row: bool, seed: int = 0, columns: int = 0, out_columns: int = 0,
-    cut: Cut | None = None, floor: float = FLOOR,
+    cut: RowCut | ColumnCut | None = None, floor: float = FLOOR,
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     weights = random_weights(spec, seed)

@@ -4,7 +4,7 @@ A batch is padded to a bucket; for each bucket the graph of a plan is captured o
 bucket is measured once and kept on disk (`choice.py`):
 
     tile      one program plans a block of problems, all iterations in one launch       many problems, narrow networks
-    layered   the library's matrix products with fused kernels between them             many problems, wide networks
+    layered   matrix products, the library's or ours, with fused kernels between them    many problems, wide networks
     ring      one program evaluates 64 problems at most; weights are copied ahead        16 bits on sm_90, narrow networks
     grid      all programs share each layer of a few problems, a barrier behind it      128 problems at most
 

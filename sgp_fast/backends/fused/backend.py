@@ -185,7 +185,7 @@ def candidates_of(
     rings = {} if split else ring_plans(job.problem, job.planner, size, job.x0.device, asked=regime == "ring")
     if rings and regime is None:  # on an H200 faster than every tile: of these, which take long to compile, the likeliest
         tiles = dict(list(tiles.items())[:1])
-    layered, grids = layered_plans(job.problem, job.planner), grid_plans(asked=regime == "grid")
+    layered, grids = layered_plans(job.problem, job.planner, size), grid_plans(asked=regime == "grid")
     ways: dict[str, Make] = {**rings, **tiles, **layered, **grids}
     return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 

@@ -1,7 +1,8 @@
-"""The layered regime over one bucket: the library's matrix products, with fused pointwise kernels between them.
+"""The layered regime over one bucket: matrix products, and fused pointwise kernels between them.
 
 For wide networks and many problems, where the product is the cost: a step of the rollout is a network over R rows, score and
-cost are networks over all T·R rows at once, and the adjoint is swept back over what the rollout kept of every step.
+cost are networks over all T·R rows at once, and the adjoint is swept back over what the rollout kept of every step. Products
+are the library's; and ours where a launch is what costs: to width 256, or of few rows.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.function import function_kernel
-from ...kernels.layered_network import LayeredNetwork, Scratch, holds_rows
-from ...kernels.linear import INTERPRETED, Cut
+from ...kernels.layered_network import LayeredNetwork, Scratch, divides_columns, holds_rows
+from ...kernels.linear_columns import ONE_ROW, SOME_ROWS, ColumnCut
+from ...kernels.linear_rows import INTERPRETED, RowCut
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import Program, lay_out, padded
 from ...kernels.pointwise import division, grid, row_stride
@@ -30,8 +32,13 @@ from .packed import PackedModel, PackedProblem
 from .updating import update
 from .work import Make
 
-# How our own products are cut, by the name of the way to plan.
-CUTS = {"layered with products of 64 rows": Cut(64, 64, 16, 3), "layered with products of 32 rows": Cut(32, 64, 8, 3)}
+# How a network's products of so many rows are cut; None leaves them to the library.
+Cuts = Callable[[Program, int], RowCut | ColumnCut | None]
+# Those of whole rows, by the name of the way to plan.
+ROW_CUTS = {f"layered with products of {cut.block_b} rows": cut for cut in (RowCut(64, 64, 16, 3), RowCut(32, 64, 8, 3))}
+# Rows to which products of some columns serve: one a program, and more of them. Past that every program of a row makes the
+# operand for itself at a price.
+FEW, SOME = 8, 128
 # Rows of a program of a traced cost, a row a lane.
 FUNCTION_PROGRAM = 32
 
@@ -46,12 +53,9 @@ class Layered:
     name = "layered"
 
     def __init__(
-        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, cut: Cut | None = None
+        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, cuts: Cuts = lambda program, rows: None
     ) -> None:
-        """`settled` is the iteration from which the schedules no longer change.
-
-        With a `cut` the products of the networks that it serves are those of `kernels.linear`.
-        """
+        """`settled` is the iteration from which the schedules no longer change."""
         self.packed, self.buffers, self.settled, self.iterations = packed, buffers, settled, planner.iterations
         T, R, columns = buffers.horizon, buffers.rows, packed.columns
         self._T, self._R = T, R
@@ -64,7 +68,7 @@ class Layered:
         self._scratch = Scratch.allocate(users, packed.dtype, packed.device)
         self._networks = {
             name: LayeredNetwork(
-                model.network, rows[name], self._scratch, passes[name], cut if holds_rows(model.network.program) else None
+                model.network, rows[name], self._scratch, passes[name], cuts(model.network.program, rows[name])
             )
             for name, model in packed.models.items()
         }
@@ -262,15 +266,28 @@ class Layered:
         kernel[grid(rows, columns)](*arguments, **constants, **division(columns))
 
 
-def layered_plans(problem: Problem, planner: SGP) -> dict[str, Make]:
-    """The regime with the library's products and, in 16 bits, with our own for networks whose rows fit a program."""
+def layered_plans(problem: Problem, planner: SGP, size: int) -> dict[str, Make]:
+    """The regime with the library's products and, where they serve some network of the problem, with our own."""
+    parts = (problem.dynamics, problem.score, own(problem.cost), own(problem.terminal))
+    networks = (getattr(part, "network", None) for part in parts)
+    columns = padded(problem.dynamics.nx + problem.dynamics.nu)
+    programs = [lay_out(network.spec, columns).program for network in networks if network is not None]
     ways: dict[str, Make] = {"layered": Layered}
-    if planner.product_dtype != torch.float32:
-        parts = (problem.dynamics, problem.score, own(problem.cost), own(problem.terminal))
-        networks = (getattr(part, "network", None) for part in parts)
-        specs = [network.spec for network in networks if network is not None]
-        columns = padded(problem.dynamics.nx + problem.dynamics.nu)
-        if any(holds_rows(lay_out(spec, columns).program) for spec in specs):
-            cuts = {"layered with products of 16 rows": INTERPRETED} if is_interpreted() else CUTS
-            ways |= {name: functools.partial(Layered, cut=cut) for name, cut in cuts.items()}
+    if size <= (SOME if planner.product_dtype != torch.float32 else FEW) and any(map(divides_columns, programs)):
+        cuts = functools.partial(few_rows, planner.product_dtype)
+        ways["layered with products of some columns"] = functools.partial(Layered, cuts=cuts)
+    if planner.product_dtype != torch.float32 and any(map(holds_rows, programs)):
+        named = {"layered with products of 16 rows": INTERPRETED} if is_interpreted() else ROW_CUTS
+        ways |= {name: functools.partial(Layered, cuts=functools.partial(whole_rows, cut)) for name, cut in named.items()}
     return ways
+
+
+def whole_rows(cut: RowCut, program: Program, rows: int) -> RowCut | None:
+    return cut if holds_rows(program) else None
+
+
+def few_rows(dtype: torch.dtype, program: Program, rows: int) -> ColumnCut | None:
+    """In float32 there is no matrix unit for more than a few."""
+    if rows > (SOME if dtype != torch.float32 else FEW) or not divides_columns(program):
+        return None
+    return ONE_ROW if rows <= FEW else SOME_ROWS

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgp_fast.kernels.layered_network import holds_rows
-from sgp_fast.kernels.linear import INTERPRETED, Cut
+from sgp_fast.kernels.linear_rows import INTERPRETED, RowCut
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, mlp, srpo_behavior
 from sgp_fast.kernels.packing import lay_out, uncovered
 from tests.cases import FIELD, random_weights, specs
 
 from .test_pointwise import DEVICE, EVERYTHING, check, draw, passes, prepared
 
-CUT = INTERPRETED if DEVICE.type == "cpu" else Cut(32, 64, 8, 3)
+CUT = INTERPRETED if DEVICE.type == "cpu" else RowCut(32, 64, 8, 3)
 # The stream begins behind the first product, so that it is the input alone which is multiplied.
 STREAMS = NetworkSpec(6, (Layer(8, "elu"), *EVERYTHING.layers))
 
@@ -66,7 +66,7 @@ def test_a_row_of_nan_leaves_its_neighbours_as_they_are() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("cut", [Cut(64, 64, 16, 3), Cut(32, 64, 8, 3)], ids=["64 rows", "32 rows"])
+@pytest.mark.parametrize("cut", [RowCut(64, 64, 16, 3), RowCut(32, 64, 8, 3)], ids=["64 rows", "32 rows"])
 @pytest.mark.parametrize("rows", [1, 63, 1000])
-def test_parity_on_a_gpu(rows: int, cut: Cut) -> None:
+def test_parity_on_a_gpu(rows: int, cut: RowCut) -> None:
     check(mlp(23, 23, norm=True, levels=4), torch.float16, rows, per_row=False, cut=cut)

@@ -1,4 +1,4 @@
-"""A product with all that follows it in one launch, where a program holds whole rows: the layered regime to width 256.
+"""Whole rows of a product with all that follows it, in one launch: the layered regime to width 256.
 
     forward     y_i → W_i → bias, conditioning, norm, stream, activation, norm → y_{i+1}
     backward    G_i → W_iᵀ → norm, stream, activation, norm, conditioning of the operation before → G_{i−1}
@@ -18,13 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, rows_and_columns
+from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, rows_and_columns, store_inside
 
 WIDEST = 256
 
 
 @dataclass(frozen=True)
-class Cut:
+class RowCut:
     """Rows of a program, depth of a step of its product, warps, steps whose loads are in flight."""
 
     block_b: int
@@ -37,11 +37,11 @@ class Cut:
         return {"BLOCK_B": self.block_b, "BLOCK_K": self.block_k, "num_warps": self.warps, "num_stages": self.stages}
 
 
-INTERPRETED = Cut(16, 32, 4, 1)
+INTERPRETED = RowCut(16, 32, 4, 1)
 
 
 @triton.jit(do_not_specialize=["rows_total"])
-def linear_forward_kernel(
+def rows_forward_kernel(
     a_ptr, w_ptr, vectors, condition, streams, kept, y_ptr, rows_total, DEPTH: tl.constexpr, CONDITION: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     STREAM_COLUMNS: tl.constexpr, NOTHING: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_B: tl.constexpr,
@@ -50,14 +50,15 @@ def linear_forward_kernel(
     """From operands `a [rows, DEPTH]` and weights `[COLUMNS, DEPTH]` to the operands `y [rows, COLUMNS]` of the next."""
     rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     h = _product(a_ptr, w_ptr, rows, cols, inside, DEPTH, 1, DEPTH, INTERPRET, BLOCK_K)
-    forward_rows(
-        h, rows, cols, at, inside, vectors, NOTHING, condition, streams, kept, y_ptr, CONDITION, ACTIVATION, RESIDUAL, WIDTH,
-        STREAM_COLUMNS, False,
+    y = forward_rows(
+        h, rows, cols, at, inside, inside, vectors, NOTHING, condition, streams, kept, CONDITION, ACTIVATION, RESIDUAL,
+        WIDTH, STREAM_COLUMNS, False,
     )  # fmt: skip
+    store_inside(y_ptr + at, y, inside)
 
 
 @triton.jit(do_not_specialize=["rows_total"])
-def linear_backward_kernel(
+def rows_backward_kernel(
     a_ptr, w_ptr, vectors, condition, streams, kept, y_ptr, rows_total, DEPTH: tl.constexpr, CONDITION: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     STREAM_COLUMNS: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -65,10 +66,10 @@ def linear_backward_kernel(
     """From gradients `a [rows, DEPTH]` in a product with weights `[DEPTH, COLUMNS]` to those in the product before it."""
     rows, cols, at, inside = rows_and_columns(rows_total, COLUMNS, BLOCK_B)
     g = _product(a_ptr, w_ptr, rows, cols, inside, DEPTH, COLUMNS, 1, INTERPRET, BLOCK_K)
-    backward_rows(
-        g, rows, cols, at, inside, vectors, condition, streams, kept, y_ptr, CONDITION, ACTIVATION, RESIDUAL, WIDTH,
-        STREAM_COLUMNS,
-    )  # fmt: skip
+    g = backward_rows(
+        g, rows, cols, at, inside, vectors, condition, streams, kept, CONDITION, ACTIVATION, RESIDUAL, WIDTH, STREAM_COLUMNS
+    )
+    store_inside(y_ptr + at, g, inside)
 
 
 @triton.jit
@@ -89,19 +90,19 @@ def _product(
     return acc
 
 
-def linear_forward(
-    a: Tensor, weight: Tensor, y: Tensor, vectors: Vectors, condition: Condition, streams: Streams, kept: Kept, cut: Cut,
+def rows_forward(
+    a: Tensor, weight: Tensor, y: Tensor, vectors: Vectors, condition: Condition, streams: Streams, kept: Kept, cut: RowCut,
     **kind: Any,
 ) -> None:
     """Write y `[rows, columns]` for operands a `[rows, inputs]` and a weight `[columns, inputs]`; see `finish_forward`."""
     kind |= {"DEPTH": a.shape[1], "COLUMNS": len(weight), "NOTHING": Condition(), "INTERPRET": cut is INTERPRETED}
-    linear_forward_kernel[_grid(a, cut)](
+    rows_forward_kernel[_grid(a, cut)](
         a, weight, vectors, condition, streams, kept, y, len(a), **kind, **cut.constants
     )
 
 
-def linear_backward(
-    a: Tensor, weight: Tensor, y: Tensor, vectors: Vectors, condition: Condition, streams: Streams, kept: Kept, cut: Cut,
+def rows_backward(
+    a: Tensor, weight: Tensor, y: Tensor, vectors: Vectors, condition: Condition, streams: Streams, kept: Kept, cut: RowCut,
     **kind: Any,
 ) -> None:
     """Write y `[rows, inputs]` for gradients a `[rows, columns]` in a product with a weight `[columns, inputs]`.
@@ -109,10 +110,10 @@ def linear_backward(
     All but `a` and `weight` is of the operation before, as `finish_backward` has it.
     """
     kind |= {"DEPTH": len(weight), "COLUMNS": weight.shape[1], "INTERPRET": cut is INTERPRETED}
-    linear_backward_kernel[_grid(a, cut)](
+    rows_backward_kernel[_grid(a, cut)](
         a, weight, vectors, condition, streams, kept, y, len(a), **kind, **cut.constants
     )
 
 
-def _grid(rows: Tensor, cut: Cut) -> tuple[int]:
+def _grid(rows: Tensor, cut: RowCut) -> tuple[int]:
     return (-(-len(rows) // cut.block_b),)
