@@ -5,7 +5,7 @@
 #     sh bench/gpu_session.sh prepare
 #
 # Parts, by priority, with the seconds that each may take; all of them without a name:
-PARTS="device:30 smoke:60 compile:150 tests:210 aims:190 counters:120 ladder:150 profile:60 gridtests:120 grid:90 cold:240 sanitizer:200 others:200 more:200"
+PARTS="device:30 smoke:60 compile:150 tests:210 aims:190 counters:120 ladder:150 profile:60 gridtests:120 grid:90 long:150 cold:240 sanitizer:200 others:200 more:200"
 # From the repository's root, with python3, torch and triton; nothing is installed. `tests` are those that need a GPU, and what
 # nothing else runs there, `others` all the rest of the kernels'; they want pytest and hypothesis, and run side by side where
 # there is pytest-xdist. Each part has a log and a limit, and one that fails does not stop the next. The
@@ -35,7 +35,13 @@ export OUT DRY PYTHON SGP_FAST_COMMIT WORK TRITON_CACHE_DIR
 export PYTHONUNBUFFERED=1 PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1
 unset TRITON_INTERPRET
 
+# Tests by name: what repeats itself thousands of times has a part of its own, and so has the sanitizer.
+LONG="ten_thousand or a_thousand_runs or memory_does_not_grow"
+QUICK="not sanitizer and not ten_thousand and not a_thousand_runs and not memory_does_not_grow"
+
+# gpu_tests "names" arguments …
 gpu_tests() {
+    which=$1 && shift
     missing=$("$PYTHON" -c "
 from importlib.util import find_spec
 print(*(name for name in ('pytest', 'hypothesis') if find_spec(name) is None))")
@@ -48,9 +54,9 @@ print(*(name for name in ('pytest', 'hypothesis') if find_spec(name) is None))")
     elif "$PYTHON" -c "import xdist" 2> /dev/null; then
         set -- -n auto "$@"
     fi
-    # These files alone: others want packages that are not everywhere, and one that cannot be imported stops them all. The
-    # sanitizer has a part of its own. Ways that are raced while others plan shall not be remembered.
-    SGP_FAST_HOME="$WORK/home-of-tests" "$PYTHON" -m pytest -v -k "not sanitizer" --tb=short -p no:cacheprovider "$@"
+    # These files alone: others want packages that are not everywhere, and one that cannot be imported stops them all. Ways
+    # that are raced while others plan shall not be remembered.
+    SGP_FAST_HOME="$WORK/home-of-tests" "$PYTHON" -m pytest -v -k "$which" --tb=short -p no:cacheprovider "$@"
 }
 
 device() {
@@ -61,21 +67,27 @@ device() {
 }
 
 tests() {
-    gpu_tests -m gpu --maxfail=20 tests/fused tests/kernels/test_layers.py --ignore=tests/fused/test_grid.py
+    gpu_tests "$QUICK" -m gpu tests/fused tests/kernels --ignore=tests/fused/test_grid.py
     rc=$?
     if [ $rc -ne 4 ]; then
-        gpu_tests -m "not slow" --maxfail=20 tests/fused/test_receding.py tests/fused/test_sampling.py || rc=$?
+        gpu_tests "$QUICK" -m "not slow and not gpu" tests/fused/test_ring.py tests/fused/test_receding.py \
+            tests/fused/test_sampling.py tests/kernels/test_linear_columns.py tests/kernels/test_linear_rows.py || rc=$?
         return $rc
     fi
     echo "a plain check of parity instead"
     "$PYTHON" -m bench.gpu_session parity
 }
 
-gridtests() { gpu_tests -m gpu tests/fused/test_grid.py; }
+# Thousands of plans, replays and passes.
+long() { gpu_tests "$LONG" -m gpu tests/fused tests/kernels; }
+
+gridtests() { gpu_tests "$QUICK" -m gpu tests/fused/test_grid.py; }
 
 others() {
-    gpu_tests -m "not slow and not gpu" tests/fused tests/kernels --ignore=tests/fused/test_grid.py \
-        --ignore=tests/fused/test_receding.py --ignore=tests/fused/test_sampling.py --ignore=tests/kernels/test_cpu.py
+    gpu_tests "$QUICK" -m "not slow and not gpu" tests/fused tests/kernels --ignore=tests/fused/test_grid.py \
+        --ignore=tests/fused/test_ring.py --ignore=tests/fused/test_receding.py --ignore=tests/fused/test_sampling.py \
+        --ignore=tests/kernels/test_linear_columns.py --ignore=tests/kernels/test_linear_rows.py \
+        --ignore=tests/kernels/test_cpu.py
 }
 
 # Where the hot kernels wait: by section, and instruction by instruction.
@@ -153,13 +165,14 @@ for step in $PARTS; do
     [ "$left" -lt "$limit" ] && limit=$left
     echo "== $name, at most $limit s"
     case $name in
-        device | counters | tests | gridtests | sanitizer | others) set -- env "STEP=$name" sh bench/gpu_session.sh ;;
+        device | counters | tests | long | gridtests | sanitizer | others) set -- env "STEP=$name" sh bench/gpu_session.sh ;;
         smoke) set -- "$PYTHON" -m bench.gpu_session smoke ;;
         *) set -- "$PYTHON" -m bench.gpu_session "$name" $((limit - 20)) ;;  # torch is imported in some of it
     esac
     started=$(date +%s)
     timeout -k 10 "$limit" "$@" > "$WORK/$name.log" 2>&1
     rc=$?
+    grep -aE '^FAILED|^E  ' "$WORK/$name.log" | awk '!seen[$0]++' | head -n 60
     tail -n 12 "$WORK/$name.log"
     echo "== $name: exit $rc after $(($(date +%s) - started)) s"
     case $rc in

@@ -502,6 +502,8 @@ def _hand_on(values, y, zero, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: g
 def _operand(y, zero, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
     """Where the operand of a product lies: in two places in turn, for others may still read the one before.
 
+    Between the last product of a step and the first operand of the next, which may share a place, as wherever registers and
+    shared memory meet, the barrier is the compiler's.
     The compiler does not know where: else it holds the addresses of all layers at once, in local memory.
     """
     LAYOUT: gl.constexpr = shared(COLUMNS)
