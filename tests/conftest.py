@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 import pytest
 from hypothesis import settings
 
-from tests.interpreter import patch_once_a_launch
+from tests.interpreter import patch_once_a_launch, round_bfloat16
 
 # Examples are the same in every run, and a slow machine is no failure.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -21,6 +21,7 @@ settings.load_profile("repeatable")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     patch_once_a_launch()
+    round_bfloat16()
 
 # Parallel workers (pytest -n) would otherwise fight over the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:

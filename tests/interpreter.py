@@ -1,13 +1,15 @@
-"""Triton's interpreter, made quick enough for tests.
+"""Triton's interpreter, made quick enough and right enough for tests.
 
 It patches the whole language module anew at every call of a device function, which is most of what a call costs. Once a
-launch, for each module that the functions use, is enough.
+launch, for each module that the functions use, is enough. And it cuts float32 to bfloat16 where devices round.
 """
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
+
+import numpy as np
 
 
 def patch_once_a_launch() -> None:
@@ -43,3 +45,22 @@ def patch_once_a_launch() -> None:
         return running[0]
 
     interpreter._patch_lang = patch_lang
+
+
+def round_bfloat16() -> None:
+    """Make bfloat16 of float32 by rounding to the nearest, ties to even; does nothing where the interpreter is another."""
+    from triton.runtime import interpreter
+
+    builder, tl = getattr(interpreter, "InterpreterBuilder", None), getattr(interpreter, "tl", None)
+    if tl is None or not hasattr(builder, "cast_impl"):
+        return
+    cast: Any = builder.cast_impl
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
+            return cast(self, src, dst_type)
+        bits = src.data.astype(np.float32).view(np.uint32).astype(np.uint64)
+        nearest = (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(np.uint16)
+        return interpreter.TensorHandle(np.where(np.isnan(src.data), np.uint16(0x7FC0), nearest), tl.bfloat16)
+
+    builder.cast_impl = cast_impl

@@ -213,14 +213,15 @@ def test_iterations_and_the_last_evaluation(
 
 
 @pytest.mark.parametrize("cuts", [library, all_rows, some_rows])
-def test_products_in_float16(cuts: Cuts) -> None:
-    """Within twice the error of the plain planner with the same products; the interpreter rounds bfloat16 toward zero."""
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_products_in_16_bits(dtype: torch.dtype, cuts: Cuts) -> None:
+    """Within twice the error of the plain planner with the same products."""
     made = case("learned", "learned", "value", score_=score(), batch=8, horizon=3)
     options, tables = {"horizon": 3}, schedules(1, 1)
     single = job(made, planner(precision="float32", **options), tables)
-    half = replace(single, problem=made.problem.prepared(torch.float32, torch.float16, DEVICE))
+    half = replace(single, problem=made.problem.prepared(torch.float32, dtype, DEVICE))
     want, rounded = plain(job(made, planner(**options), tables), 1)[0], plain(half, 1)[0]
-    ours = layered(half, torch.float16, cuts)
+    ours = layered(half, dtype, cuts)
     ours.iterate(0, 1)
     names = ("x", "running", "terminal", "score", "costate", "grad_u")
     compare(numbers(ours.buffers), {name: want[name] for name in names}, rounded)
