@@ -10,7 +10,7 @@ y and h have a buffer each, in turn read and written, so that a pass touches no 
 Everything is enqueued on the current stream; nothing allocates, and nothing asks the device.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,9 @@ from .linear_columns import ColumnCut, columns_backward, columns_forward
 from .linear_rows import WIDEST, RowCut, rows_backward, rows_forward
 from .packing import NONE, Operation, PackedNetwork, Program
 from .pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward, row_stride
+
+# A launch of `linear_steps`, of rows, weight, result, the last operation's vectors, what it keeps, the cut, and its kind.
+Step = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -162,30 +165,73 @@ class LayeredNetwork:
         return self._turn(len(operations) - 1, self.program.columns)
 
     def _forward_columns(self, cut: ColumnCut, condition: Tensor | None, keep: int | None) -> Tensor:
-        """`forward`, a product a launch, likewise in turn, and what follows the last."""
-        operations = (self.program.entry, *self.program.operations)
-        for i, (before, op) in enumerate(pairwise(operations)):
+        """`forward`, a product a launch, and what follows the last."""
+        h = self._rows(self.scratch.y, self.program.columns)
+        h = self._products(h, (self.program.entry, *self.program.operations), cut, condition, keep)
+        return self.finish(h, condition, keep)
+
+    def finish(self, h: Tensor, condition: Tensor | None = None, keep: int | None = None) -> Tensor:
+        """The output, of the last product."""
+        self._finish_forward(self.program.operations[-1], h, self.out, keep, Condition(), condition)
+        return self.out
+
+    def _products(
+        self, h: Tensor, operations: Sequence[Operation], cut: ColumnCut, condition: Tensor | None, keep: int | None
+    ) -> Tensor:
+        """The product of the last of some operations, from that of the first."""
+        for before, op in pairwise(operations):
             given = _condition(condition) if before.condition != "none" else Condition()
             kept = Kept() if keep is None else self._kept(before, keep)
-            columns_forward(
-                self._turn(i, op.inputs), self._weight(op), self._turn(i + 1, op.columns), self._vectors(before), given,
-                kept, cut, **self._kind(before),
-            )  # fmt: skip
-        last = operations[-1]
-        self._finish_forward(last, self._turn(len(operations) - 1, last.columns), self.out, keep, Condition(), condition)
-        return self.out
+            out = self._other(h, op.columns)
+            columns_forward(h, self._weight(op), out, self._vectors(before), given, kept, cut, **self._kind(before))
+            h = out
+        return h
+
+    def forward_step(self, begin: Step, h: Tensor | None, keep: int) -> Tensor:
+        """The last product of pass `keep`, from that of the pass before: up to the first product `begin` enqueues.
+
+        Like `vjp_step` for a network whose columns are divided, and which nothing conditions.
+        """
+        assert isinstance(self._cut, ColumnCut)
+        first, last = self.program.operations[0], self.program.operations[-1]
+        out, kept = self._other(h, first.columns), Kept() if h is None else self._kept(last, keep - 1)
+        begin(h, self._weight(first), out, self._vectors(last), kept, self._cut, **self._kind(last))
+        return self._products(out, self.program.operations, self._cut, None, keep)
+
+    def vjp_step(self, begin: Step, grad: Tensor | None, keep: int) -> Tensor:
+        """The input-gradient of pass `keep`, from that of the pass behind it, likewise."""
+        assert isinstance(self._cut, ColumnCut)
+        last = self.program.operations[-1]
+        out = self._other(grad, last.inputs)
+        begin(grad, self._weight(last), out, self._vectors(last), self._kept(last, keep), self._cut, **self._kind(last))
+        return self._products_vjp(out, self.program.operations[:-1], self._cut, None, keep)
 
     def _vjp_columns(self, cut: ColumnCut, cotangent: Tensor, condition: Tensor | None, keep: int) -> Tensor:
         """`vjp`, likewise: nothing follows the first product."""
-        grad = cotangent
-        for turn, op in enumerate(reversed(self.program.operations)):
+        return self._products_vjp(cotangent, self.program.operations, cut, condition, keep)
+
+    def _products_vjp(
+        self, grad: Tensor, operations: Sequence[Operation], cut: ColumnCut, condition: Tensor | None, keep: int
+    ) -> Tensor:
+        """The gradient in the input of the first of some operations, from that in the output of the last."""
+        for op in reversed(operations):
             given = _condition(condition) if op.condition == "multiply" else Condition()
-            out = self._turn(turn, op.inputs)
+            out = self._other(grad, op.inputs)
             columns_backward(
                 grad, self._weight(op), out, self._vectors(op), given, self._kept(op, keep), cut, **self._kind(op)
             )
             grad = out
         return grad
+
+    def _other(self, rows: Tensor | None, columns: int) -> Tensor:
+        """Of the buffers y and h the one that these rows are not in."""
+        in_h = rows is not None and rows.data_ptr() == self.scratch.h.data_ptr()
+        return self._rows(self.scratch.y if in_h else self.scratch.h, columns)
+
+    @property
+    def columns_divided(self) -> bool:
+        """Whether the products are those of `linear_columns`, and `forward_step` and `vjp_step` serve."""
+        return isinstance(self._cut, ColumnCut)
 
     def _turn(self, number: int, columns: int) -> Tensor:
         """The buffers y and h in turn."""

@@ -57,14 +57,14 @@ def columns_forward_kernel(
     COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """From a product `h [rows, DEPTH]` to the next, `out [rows, COLUMNS]`, by weights `[COLUMNS, DEPTH]`."""
-    w = _weights(w_ptr, 1, DEPTH, DEPTH, BLOCK_B, BLOCK_N, PARTS)
+    w = weights_of_columns(w_ptr, 1, DEPTH, DEPTH, BLOCK_B, BLOCK_N, PARTS)
     rows, cols, at, inside = rows_and_columns(rows_total, DEPTH, BLOCK_B)
     h = tl.load(h_ptr + at, mask=inside[:, None], other=0.0).to(tl.float32)
     y = forward_rows(
         h, rows, cols, at, inside, inside & (tl.program_id(1) == 0), vectors, NOTHING, condition, STREAMS, kept, CONDITION,
         ACTIVATION, "none", WIDTH, 0, h_ptr.dtype.element_ty == tl.float32,
     )  # fmt: skip
-    _multiply(y, w, out_ptr, rows, inside, INTERPRET, COLUMNS, BLOCK_B, BLOCK_N, PARTS)
+    multiply(y, w, out_ptr, rows, inside, INTERPRET, COLUMNS, BLOCK_B, BLOCK_N, PARTS)
 
 
 @triton.jit(do_not_specialize=["rows_total"])
@@ -77,15 +77,15 @@ def columns_backward_kernel(
 
     Weights are `[DEPTH, COLUMNS]`.
     """
-    w = _weights(w_ptr, COLUMNS, 1, DEPTH, BLOCK_B, BLOCK_N, PARTS)
+    w = weights_of_columns(w_ptr, COLUMNS, 1, DEPTH, BLOCK_B, BLOCK_N, PARTS)
     rows, cols, at, inside = rows_and_columns(rows_total, DEPTH, BLOCK_B)
     g = tl.load(g_ptr + rows[:, None] * g_stride + cols[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
     y = backward_rows(g, rows, cols, at, inside, vectors, condition, STREAMS, kept, CONDITION, ACTIVATION, "none", WIDTH, 0)
-    _multiply(y, w, out_ptr, rows, inside, INTERPRET, COLUMNS, BLOCK_B, BLOCK_N, PARTS)
+    multiply(y, w, out_ptr, rows, inside, INTERPRET, COLUMNS, BLOCK_B, BLOCK_N, PARTS)
 
 
 @triton.jit
-def _weights(
+def weights_of_columns(
     w_ptr, STRIDE_K: tl.constexpr, STRIDE_N: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -99,7 +99,7 @@ def _weights(
 
 
 @triton.jit
-def _multiply(
+def multiply(
     y, w, out_ptr, rows, inside, INTERPRET: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +130,7 @@ def columns_forward(
     """
     constants = cut.constants(h.shape[1], len(weight), forward=True)
     kind |= {"NOTHING": Condition(), "STREAMS": Streams(), "INTERPRET": is_interpreted()}
-    columns_forward_kernel[_grid(out, constants)](
+    columns_forward_kernel[grid_of_columns(out, constants)](
         h, weight, vectors, condition, kept, out, len(h), **kind, **constants
     )
 
@@ -144,11 +144,11 @@ def columns_backward(
     """
     constants = cut.constants(len(weight), weight.shape[1], forward=False)
     kind |= {"STREAMS": Streams(), "INTERPRET": is_interpreted()}
-    columns_backward_kernel[_grid(out, constants)](
+    columns_backward_kernel[grid_of_columns(out, constants)](
         g, row_stride(g), weight, vectors, condition, kept, out, len(out), **kind, **constants
     )
 
 
-def _grid(out: Tensor, constants: dict[str, Any]) -> tuple[int, int]:
+def grid_of_columns(out: Tensor, constants: dict[str, Any]) -> tuple[int, int]:
     rows, columns = out.shape
     return -(-rows // constants["BLOCK_B"]), columns // constants["BLOCK_N"]

@@ -32,29 +32,54 @@ def inputs_kernel(
     without `z` that is all. Without `v` the controls are left out, without `inv_k` the division. `b` has B_COLUMNS columns
     and a row a problem, or one at stride 0.
     """
-    n, problem, step, inside = _rows(t, rows_total, R, BLOCK_B)
+    n, problem, step, inside = rows_of_steps(t, rows_total, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
-    is_x = inside & (cols < NX)
-    x_at = (problem * (T + 1) + step) * NX + cols
     if out_ptr is None:
-        z = tl.load(x_ptr + x_at, mask=is_x, other=0.0)
+        x = states(problem, step, inside, cols, x_ptr, T, NX)
     else:
-        out = tl.load(out_ptr + n * COLUMNS + cols, mask=is_x, other=0.0)
-        z = tl.load(x_ptr + x_at - NX, mask=is_x, other=0.0) + tl.load(scale_ptr + cols) * out
-        tl.store(x_ptr + x_at, z, mask=is_x)
+        out = tl.load(out_ptr + n * COLUMNS + cols, mask=inside & (cols < NX), other=0.0)
+        x = next_states(out, problem, step, inside, inside, cols, x_ptr, scale_ptr, T, NX)
     if z_ptr is not None:
-        if v_ptr is not None:
-            is_u = inside & (cols >= NX) & (cols < NX + NU)
-            v = tl.load(v_ptr + (problem * T + step) * NU + cols - NX, mask=is_u, other=0.0)
-            if BOUNDING == "tanh":
-                low = tl.load(low_ptr + problem * NU + cols - NX, mask=is_u, other=-1.0)
-                high = tl.load(high_ptr + problem * NU + cols - NX, mask=is_u, other=1.0)
-                v = control_of(v, low, high, BOUNDING)
-            z = tl.where(is_u, v, z)
-        z = z - tl.load(b_ptr + problem * b_stride + cols, mask=inside & (cols < B_COLUMNS), other=0.0)
-        if inv_k_ptr is not None:
-            z = z * tl.load(inv_k_ptr + cols)
+        z = inputs(
+            x, problem, step, inside, cols, v_ptr, low_ptr, high_ptr, b_ptr, b_stride, inv_k_ptr, T, NX, NU, B_COLUMNS,
+            BOUNDING,
+        )  # fmt: skip
         tl.store(z_ptr + n * COLUMNS + cols, z.to(z_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def states(problem, step, inside, cols, x_ptr, T: tl.constexpr, NX: tl.constexpr):
+    """States of the steps, in the first columns."""
+    return tl.load(x_ptr + (problem * (T + 1) + step) * NX + cols, mask=inside & (cols < NX), other=0.0)
+
+
+@triton.jit
+def next_states(out, problem, step, inside, writes, cols, x_ptr, scale_ptr, T: tl.constexpr, NX: tl.constexpr):
+    """The same of the steps before, and what the dynamics' network says of these; written where a row `writes`."""
+    x = states(problem, step - 1, inside, cols, x_ptr, T, NX) + tl.load(scale_ptr + cols) * out
+    tl.store(x_ptr + (problem * (T + 1) + step) * NX + cols, x, mask=writes & (cols < NX))
+    return tl.where(cols < NX, x, 0.0)
+
+
+@triton.jit
+def inputs(
+    x, problem, step, inside, cols, v_ptr, low_ptr, high_ptr, b_ptr, b_stride, inv_k_ptr, T: tl.constexpr, NX: tl.constexpr,
+    NU: tl.constexpr, B_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr,
+):  # fmt: skip
+    """Inputs of a network for states in the first columns, zeros behind them."""
+    z = x
+    if v_ptr is not None:
+        is_u = inside & (cols >= NX) & (cols < NX + NU)
+        v = tl.load(v_ptr + (problem * T + step) * NU + cols - NX, mask=is_u, other=0.0)
+        if BOUNDING == "tanh":
+            low = tl.load(low_ptr + problem * NU + cols - NX, mask=is_u, other=-1.0)
+            high = tl.load(high_ptr + problem * NU + cols - NX, mask=is_u, other=1.0)
+            v = control_of(v, low, high, BOUNDING)
+        z = tl.where(is_u, v, z)
+    z = z - tl.load(b_ptr + problem * b_stride + cols, mask=inside & (cols < B_COLUMNS), other=0.0)
+    if inv_k_ptr is not None:
+        z = z * tl.load(inv_k_ptr + cols)
+    return z
 
 
 @triton.jit(do_not_specialize=["rows_total", "R"])
@@ -67,7 +92,7 @@ def cost_kernel(
     With `inv_k` the cost is SIGN · network: `of [rows, OUT_COLUMNS]` is its output, whose first column counts, and `grad`
     its input-gradient. Without, it is quadratic, ½ dᵀ S d: `of` holds d = z − goal and `grad`, in `pull` already, S d.
     """
-    n, problem, step, inside = _rows(0, rows_total, R, BLOCK_B)
+    n, problem, step, inside = rows_of_steps(0, rows_total, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
     at = n * COLUMNS + cols
     pull = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -85,7 +110,7 @@ def score_kernel(
     T: tl.constexpr, NZ: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """Scores of iteration i at `score [R, T, NZ]`, from the network's output `[rows, COLUMNS]`; β times them off `pull`."""
-    n, problem, step, inside = _rows(0, rows_total, R, BLOCK_B)
+    n, problem, step, inside = rows_of_steps(0, rows_total, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
     mask = inside & (cols < NZ)
     gain = tl.load(gain_ptr + tl.load(level_ptr + i))
@@ -105,22 +130,34 @@ def adjoint_kernel(
     `grad [R, COLUMNS]` is the dynamics' input-gradient at step t; None at the end of the horizon, where λ is `pull`, the
     terminal cost's gradient, or zero where that is None.
     """
-    n, problem, step, inside = _rows(t, R, R, BLOCK_B)
+    n, problem, step, inside = rows_of_steps(t, R, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
-    is_x = inside & (cols < NX)
+    cotangent = adjoint(
+        n, problem, step, inside, inside, cols, pull_ptr, grad_ptr, inv_k_ptr, scale_ptr, costate_ptr, grad_u_ptr, T, NX, NU,
+        COLUMNS, BLOCK_B,
+    )  # fmt: skip
+    tl.store(cotangent_ptr + n * COLUMNS + cols, cotangent, mask=inside)
+
+
+@triton.jit
+def adjoint(
+    n, problem, step, inside, writes, cols, pull_ptr, grad_ptr, inv_k_ptr, scale_ptr, costate_ptr, grad_u_ptr,
+    T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """The cotangent of `adjoint_kernel`; costates and gradients are written where a row `writes`."""
     at = n * COLUMNS + cols
     x_at = (problem * (T + 1) + step) * NX + cols
     g = tl.zeros((BLOCK_B, COLUMNS), tl.float32)
     if pull_ptr is not None:
         g += tl.load(pull_ptr + at, mask=inside, other=0.0)
     if grad_ptr is not None:
-        is_u = inside & (cols >= NX) & (cols < NX + NU)
         g += tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * tl.load(inv_k_ptr + cols)
+        is_u = writes & (cols >= NX) & (cols < NX + NU)
         tl.store(grad_u_ptr + (problem * T + step) * NU + cols - NX, g, mask=is_u)
-        g += tl.load(costate_ptr + x_at + NX, mask=is_x, other=0.0)
-    tl.store(costate_ptr + x_at, g, mask=is_x)
+        g += tl.load(costate_ptr + x_at + NX, mask=inside & (cols < NX), other=0.0)
+    tl.store(costate_ptr + x_at, g, mask=writes & (cols < NX))
     # A control's gradient that overflowed must not reach the states as 0 · ∞.
-    tl.store(cotangent_ptr + at, tl.where(is_x, g * tl.load(scale_ptr + cols), 0.0), mask=inside)
+    return tl.where(inside & (cols < NX), g * tl.load(scale_ptr + cols), 0.0)
 
 
 @triton.jit(do_not_specialize=["i", "settled", "moves", "rows_total"])
@@ -141,7 +178,7 @@ def update_kernel(
 
 
 @triton.jit
-def _rows(t, rows_total, R, BLOCK_B: tl.constexpr):
+def rows_of_steps(t, rows_total, R, BLOCK_B: tl.constexpr):
     """This program's rows `[BLOCK_B, 1]`: their numbers, problems and steps from t on, and which of them exist."""
     n = (tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]  # divided in 32 bits: 64 are slow
     return n.to(tl.int64), (n % R).to(tl.int64), t + n // R, n < rows_total

@@ -51,10 +51,10 @@ def round_bfloat16() -> None:
     """Make bfloat16 of float32 by rounding to the nearest, ties to even; does nothing where the interpreter is another."""
     from triton.runtime import interpreter
 
-    builder, tl = getattr(interpreter, "InterpreterBuilder", None), getattr(interpreter, "tl", None)
-    if tl is None or not hasattr(builder, "cast_impl"):
+    builder: Any = getattr(interpreter, "InterpreterBuilder", None)
+    if builder is None or not hasattr(interpreter, "tl") or not hasattr(builder, "cast_impl"):
         return
-    cast: Any = builder.cast_impl
+    cast, tl = builder.cast_impl, interpreter.tl
 
     def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
         if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:

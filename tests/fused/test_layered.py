@@ -327,6 +327,20 @@ def test_products_of_our_own_leave_nothing_to_the_library() -> None:
         assert watch.products == 0
 
 
+def test_a_step_is_as_many_launches_as_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either direction, where columns are divided; what is left of the sweeps comes at their ends."""
+    made = case("learned", "learned", score_=score(), batch=2, horizon=3)
+    ours = layered(job(made, planner(precision="float32", horizon=3), schedules(1, 1)), cuts=one_row)
+    launches: list[Any] = []
+    interpreted = DEVICE.type == "cpu"
+    executor = "interpreter.GridExecutor.__call__" if interpreted else "jit.JITFunction.run"
+    monkeypatch.setattr(f"triton.runtime.{executor}", lambda *given, **_: launches.append(given))
+    ours._rollout()
+    assert len(launches) == 3 * 5 + 2
+    ours._adjoint()
+    assert len(launches) == 2 * 3 * 5 + 3
+
+
 def test_ways_to_plan_by_how_many_problems_there_are() -> None:
     """Some columns a program for few rows; in float32 for those of which each has a program."""
     problem = case("learned", "quadratic", score_=score(), horizon=2).problem

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,7 @@ def test_bfloat16_is_rounded_to_the_nearest() -> None:
     x = torch.randn(1024, generator=torch.Generator().manual_seed(0))
     x[:8] = torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, -torch.inf, torch.nan, 1e-40])
     y = torch.empty(1024, dtype=torch.bfloat16, device=DEVICE)
-    _copy_kernel[(1,)](x.to(DEVICE), y, BLOCK=1024)
+    kernel: Any = _copy_kernel
+    kernel[(1,)](x.to(DEVICE), y, BLOCK=1024)
     assert torch.equal(y.cpu().view(torch.int16)[:6], x.bfloat16().view(torch.int16)[:6]) and y[6].isnan()
     assert torch.equal(y.cpu()[8:], x.bfloat16()[8:])

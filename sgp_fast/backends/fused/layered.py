@@ -18,6 +18,7 @@ from ...kernels.function import function_kernel
 from ...kernels.layered_network import LayeredNetwork, Scratch, divides_columns, holds_rows
 from ...kernels.linear_columns import ONE_ROW, SOME_ROWS, ColumnCut
 from ...kernels.linear_rows import INTERPRETED, RowCut
+from ...kernels.linear_steps import step_backward, step_forward
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import Program, lay_out, padded
 from ...kernels.pointwise import division, grid, row_stride
@@ -137,10 +138,23 @@ class Layered:
     def _rollout(self) -> None:
         """`x_{t+1} = x_t + scale ⊙ net(z̄_t)`."""
         net, out = self._networks["dynamics"], None
-        for t in range(self._T):
-            self._inputs(net.inputs, t, self.packed.dynamics, out=out)
-            out = net.forward(keep=t)
+        if net.columns_divided:
+            for t in range(self._T):
+                out = net.forward_step(functools.partial(self._begin_step, t), out, keep=t)
+            assert out is not None
+            out = net.finish(out, keep=self._T - 1)
+        else:
+            for t in range(self._T):
+                self._inputs(net.inputs, t, self.packed.dynamics, out=out)
+                out = net.forward(keep=t)
         self._inputs(None, self._T, self.packed.dynamics, out=out)
+
+    def _begin_step(self, t: int, *given: Any, **kind: Any) -> None:
+        p, b = self.packed, self.buffers
+        step_forward(
+            *given, x=b.x, v=b.v, low=b.low, high=b.high, scale=p.scale, b=p.dynamics.b, inv_k=p.dynamics.inv_k, t=t,
+            T=self._T, NX=p.nx, NU=p.nu, BOUNDING=self._bounding, **kind,
+        )  # fmt: skip
 
     def _costs(self) -> None:
         """Values and gradients of the costs of all steps at once, and of the terminal cost."""
@@ -219,10 +233,23 @@ class Layered:
 
     def _adjoint(self) -> None:
         """Costates and gradients in the controls, from the horizon's end to its start."""
-        net = self._networks["dynamics"]
-        self._costate(self._T, self._pull[self._T] if self.packed.has_terminal else None, None)
-        for t in reversed(range(self._T)):
-            self._costate(t, self._pull[t], net.vjp(self._cotangent, keep=t))
+        net, grad = self._networks["dynamics"], None
+        pulls = (*self._pull[: self._T], self._pull[self._T] if self.packed.has_terminal else None)
+        if net.columns_divided:
+            for t in range(self._T, 0, -1):
+                grad = net.vjp_step(functools.partial(self._begin_costate, t, pulls[t]), grad, keep=t - 1)
+        else:
+            for t in range(self._T, 0, -1):
+                self._costate(t, pulls[t], grad)
+                grad = net.vjp(self._cotangent, keep=t - 1)
+        self._costate(0, pulls[0], grad)
+
+    def _begin_costate(self, t: int, pull: Tensor | None, *given: Any, **kind: Any) -> None:
+        p, b = self.packed, self.buffers
+        step_backward(
+            *given, pull=pull, inv_k=p.dynamics.inv_k, scale=p.scale, costate=b.costate, grad_u=b.grad_u, t=t, T=self._T,
+            NX=p.nx, NU=p.nu, **kind,
+        )  # fmt: skip
 
     def _costate(self, t: int, pull: Tensor | None, grad: Tensor | None) -> None:
         p, b = self.packed, self.buffers
