@@ -84,3 +84,19 @@ def test_a_small_demo_from_nothing_and_again(tmp_path: Path) -> None:
     before = (tmp_path / "runs" / "hopper-medium" / "models.safetensors").stat().st_mtime_ns
     run_demo(replace(small(), planner=sgp.SGP(horizon=4, iterations=3, beta=0.1)), tmp_path, say=said.append)
     assert (tmp_path / "runs" / "hopper-medium" / "models.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_is_damaged_is_done_again(tmp_path: Path) -> None:
+    """A kept task that cannot be read is one that is not finished."""
+    pytest.importorskip("mujoco")
+    said: list[str] = []
+    run_demo(small(), tmp_path, say=said.append)
+    kept = tmp_path / "tasks" / "hopper-medium"
+    (kept / "arrays.npz").write_bytes((kept / "arrays.npz").read_bytes()[:-100])
+
+    said.clear()
+    run_demo(small(), tmp_path, say=said.append)
+    assert said[0] == f"hopper-medium: finished before, but what is kept in {kept} cannot be read; its episodes are run again"
+    said.clear()
+    run_demo(small(), tmp_path, say=said.append)
+    assert said[0] == f"hopper-medium: finished before, kept in {kept}" and len(said) == 2

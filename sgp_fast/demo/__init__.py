@@ -93,11 +93,15 @@ def _task(settings: Settings, name: str, out: Path, stages: dict[str, float], sa
     task, _, quality = name.partition("-")
     kept, mark = out / "tasks" / name, out / "tasks" / name / "settings.json"
     wanted = json.dumps(settings.to_dict(), sort_keys=True)
-    if mark.is_file() and mark.read_text() == wanted:
-        say(f"{name}: finished before, kept in {kept}")
-        before = Results.load(kept)
-        stages.update(before.circumstances.stage_seconds)
-        return before.tasks[0]
+    if mark.is_file() and mark.read_bytes() == wanted.encode():
+        try:
+            before = Results.load(kept)
+        except (OSError, ValueError):
+            say(f"{name}: finished before, but what is kept in {kept} cannot be read; its episodes are run again")
+        else:
+            say(f"{name}: finished before, kept in {kept}")
+            stages.update(before.circumstances.stage_seconds)
+            return before.tasks[0]
 
     own: dict[str, float] = {}
     path = out / "data" / f"{name}-{settings.transitions}-seed{settings.seed}.hdf5"
