@@ -23,7 +23,7 @@ from ..doctor import cpu_model
 from ..problem import Problem
 from ..report import Circumstances, DatasetSummary, Results, TaskResults, Throughput, TrainingCurve, write_report
 from ..trained import Models
-from ..training import HISTORY_FILE, train
+from ..training import train
 from .closed_loop import run_methods
 from .inside import look_inside
 from .settings import Settings, read_settings
@@ -110,8 +110,7 @@ def _task(settings: Settings, name: str, out: Path, stages: dict[str, float], sa
         _timed(own, f"{name}: data", lambda: make_dataset(task, quality, settings.transitions, settings.seed, path))
     data = read_d4rl_hdf5(path)
     say(f"{name}: training dynamics, score and cost")
-    run = out / "runs" / name
-    models = _timed(own, f"{name}: training", lambda: train(data, settings.train, run))
+    models = _timed(own, f"{name}: training", lambda: train(data, settings.train, out / "runs" / name))
     problem = planning_problem(models)
 
     env_id = snapshots(task)["env"]
@@ -127,7 +126,7 @@ def _task(settings: Settings, name: str, out: Path, stages: dict[str, float], sa
         ),
         episode_steps=settings.evaluation.steps,
         methods=tuple(methods),
-        training=_curves(run, models.info["networks"]),
+        training=_curves(models.info),
         telemetry=tuple(telemetry),
         open_loop=tuple(open_loop),
         frames=tuple(frames),
@@ -148,12 +147,12 @@ def planning_problem(models: Models) -> Problem:
     return Problem(dynamics=models.dynamics, cost=models.cost, score=models.score, bounds=limits)
 
 
-def _curves(run: Path, networks: dict[str, Any]) -> tuple[TrainingCurve, ...]:
-    history = json.loads((run / HISTORY_FILE).read_text())
+def _curves(info: dict[str, Any]) -> tuple[TrainingCurve, ...]:
+    """The losses of each network; none where the models were trained before these were kept with them."""
     curves = []
-    for network, h in history.items():
+    for network, h in info.get("history", {}).items():
         validation = [np.nan if v is None else v for v in h["validation"]]
-        seconds = networks[network]["seconds"]
+        seconds = info["networks"][network]["seconds"]
         curves.append(TrainingCurve(network, h["step"], h["train"], np.array(validation, float), seconds))
     return tuple(curves)
 

@@ -5,6 +5,6 @@ The loop library and the progress bar are imported when training starts, not bef
 
 from .config import TrainConfig
 from .losses import reward_loss, score_matching_loss, simulation_loss
-from .run import HISTORY_FILE, train
+from .run import train
 
-__all__ = ["HISTORY_FILE", "TrainConfig", "reward_loss", "score_matching_loss", "simulation_loss", "train"]
+__all__ = ["TrainConfig", "reward_loss", "score_matching_loss", "simulation_loss", "train"]

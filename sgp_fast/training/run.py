@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 from importlib import metadata
@@ -51,7 +52,8 @@ def train(
 
     The weights returned are the averaged ones of the best evaluation (of the last without validation). `Models.info`
     says what was trained on and how: `dataset`, `env_id`, `fingerprint` and `transitions` of the data; `config`;
-    `networks`, with the losses of each; `action_range`; `seconds`; `device`, `threads` and `versions`.
+    `networks`, with the last and best losses of each, and their `history`; `action_range`; `seconds`; `device`, `threads`
+    and `versions`.
 
     Raises ValueError where the folder holds a run of another configuration or of other data, where there are too few
     episodes to split or none as long as `rollout_horizon`; FloatingPointError where a loss is not finite.
@@ -68,6 +70,7 @@ def train(
         elif (home / MODELS_FILE).is_file():
             models = load_models(home)
             check_identity(home / MODELS_FILE, _identity_of(models.info), identity)
+            _mend_history(home, models)
             _clear(home)
             return models
 
@@ -87,12 +90,13 @@ def train(
 
     info = {**_facts(data, train_data, validation_data), **identity, "config": config.to_dict()}
     info |= {"networks": {name: _summary(record) for name, record in records.items()}}
+    info |= {"history": {name: record.history for name, record in records.items()}}
     info |= {"seconds": sum(record.seconds for record in records.values()), "device": str(fabric.device)}
     info |= {"threads": torch.get_num_threads(), "versions": _versions()}
     models = _assemble(tasks, split, info)
     if home is not None:
         # In this order: where models are, the history is, and a run killed in between is taken up from its checkpoints.
-        write_json(home / HISTORY_FILE, {name: record.history for name, record in records.items()})
+        write_json(home / HISTORY_FILE, info["history"])
         models.save(home)
         _clear(home)
     return models
@@ -182,6 +186,15 @@ def _identity_of(info: dict[str, Any]) -> dict[str, Any] | None:
         return None
     config = {name: value for name, value in info["config"].items() if name != "checkpoint_seconds"}
     return {"dataset": info["dataset"], "fingerprint": info["fingerprint"], "config": config}
+
+
+def _mend_history(home: Path, models: Models) -> None:
+    """Write the losses again where their file is gone or cannot be read; the models hold them too."""
+    try:
+        json.loads((home / HISTORY_FILE).read_bytes())
+    except (OSError, ValueError):
+        if "history" in models.info:
+            write_json(home / HISTORY_FILE, models.info["history"])
 
 
 def _discard(home: Path) -> None:

@@ -123,6 +123,18 @@ def test_other_settings_or_data_in_a_folder_are_refused_with_the_remedy(tmp_path
     assert models.cost.network.spec.widths[0] == sgp.load_models(tmp_path).cost.network.spec.widths[0] == 8
 
 
+@pytest.mark.parametrize("left", [None, "{ \"dyna"])
+def test_a_lost_history_is_written_again(left: str | None, tmp_path: Path) -> None:
+    models = sgp.train(linear_system(), SMALL, tmp_path, progress=False)
+    path = tmp_path / "history.json"
+    before = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_text(left)
+    sgp.train(linear_system(), SMALL, tmp_path, progress=False)
+    assert path.read_bytes() == before and json.loads(before) == models.info["history"]
+
+
 def test_models_of_another_origin_are_not_overwritten(tmp_path: Path) -> None:
     models = sgp.train(linear_system(), SMALL, progress=False)
     dataclasses.replace(models, info={}).save(tmp_path)
