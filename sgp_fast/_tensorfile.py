@@ -34,7 +34,8 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
             config = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iteration protocol)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); truncated? make it again") from None
+        why = f"{path} is not a readable safetensors file ({error})"
+        raise ValueError(f"{why}; truncated? delete it and make it again") from None
     if config.get("kind") != kind:
         raise ValueError(f"{path} holds {config.get('kind', 'something unknown')!r}; expected a {kind} file")
     return tensors, config

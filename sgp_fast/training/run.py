@@ -68,7 +68,10 @@ def train(
         if not resume:
             _discard(home)
         elif (home / MODELS_FILE).is_file():
-            models = load_models(home)
+            try:
+                models = load_models(home)
+            except ValueError as error:
+                raise ValueError(f"{error}, or pass resume=False (--no-resume) to train anew") from None
             check_identity(home / MODELS_FILE, _identity_of(models.info), identity)
             _mend_history(home, models)
             _clear(home)

@@ -123,6 +123,16 @@ def test_other_settings_or_data_in_a_folder_are_refused_with_the_remedy(tmp_path
     assert models.cost.network.spec.widths[0] == sgp.load_models(tmp_path).cost.network.spec.widths[0] == 8
 
 
+def test_what_cannot_be_read_is_told_with_what_to_do(tmp_path: Path) -> None:
+    models = sgp.train(linear_system(), SMALL, tmp_path, progress=False)
+    path = tmp_path / "models.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"delete it and make it again, or pass resume=False \(--no-resume\) to train anew"):
+        sgp.train(linear_system(), SMALL, tmp_path, progress=False)
+    again = sgp.train(linear_system(), SMALL, tmp_path, resume=False, progress=False)
+    assert again.info["history"] == models.info["history"]
+
+
 @pytest.mark.parametrize("left", [None, "{ \"dyna"])
 def test_a_lost_history_is_written_again(left: str | None, tmp_path: Path) -> None:
     models = sgp.train(linear_system(), SMALL, tmp_path, progress=False)
