@@ -87,16 +87,21 @@ def test_a_small_demo_from_nothing_and_again(tmp_path: Path) -> None:
 
 
 def test_what_is_damaged_is_done_again(tmp_path: Path) -> None:
-    """A kept task that cannot be read is one that is not finished."""
+    """A kept task that cannot be read is one that is not finished; so is a recording; the losses are with the models."""
     pytest.importorskip("mujoco")
     said: list[str] = []
     run_demo(small(), tmp_path, say=said.append)
     kept = tmp_path / "tasks" / "hopper-medium"
-    (kept / "arrays.npz").write_bytes((kept / "arrays.npz").read_bytes()[:-100])
+    (data,) = (tmp_path / "data").iterdir()
+    for path in (kept / "arrays.npz", data):
+        path.write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "runs" / "hopper-medium" / "history.json").unlink()
 
     said.clear()
     run_demo(small(), tmp_path, say=said.append)
-    assert said[0] == f"hopper-medium: finished before, but what is kept in {kept} cannot be read; its episodes are run again"
+    assert said[0] == f"hopper-medium: finished before, but {kept} cannot be read; its episodes are run again"
+    assert said[1].startswith("making hopper-medium again, as its file cannot be read: 3,000 transitions")
+    assert len(Results.load(kept).tasks[0].training) == 3
     said.clear()
     run_demo(small(), tmp_path, say=said.append)
     assert said[0] == f"hopper-medium: finished before, kept in {kept}" and len(said) == 2

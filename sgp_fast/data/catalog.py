@@ -13,7 +13,7 @@ from typing import Any
 
 from .d4rl import read_d4rl_hdf5
 from .dataset import Dataset
-from .make import QUALITIES, TASKS, cached_path, make_dataset
+from .make import QUALITIES, TASKS, read_or_make
 from .minari_storage import read_minari
 from .npz import read_npz
 from .scores import D4RL_NAME
@@ -40,7 +40,7 @@ def load_dataset(
     name = os.fspath(name_or_path)
     if name in _MADE and not Path(name).exists():
         task, quality = _MADE[name]
-        return _load_made(task, quality, 100_000 if transitions is None else transitions, seed or 0)
+        return read_or_make(task, quality, 100_000 if transitions is None else transitions, seed or 0, say=_say)
     if transitions is not None or seed is not None:
         raise ValueError(f"transitions and seed belong to data made here, such as 'hopper-medium'; {name!r} is as it is")
     path = Path(name).expanduser()
@@ -103,12 +103,8 @@ def _d4rl_infos() -> dict[str, Any]:
     return {}
 
 
-def _load_made(task: str, quality: str, transitions: int, seed: int) -> Dataset:
-    path = cached_path(task, quality, transitions, seed)
-    if not path.is_file():
-        print(f"making {task}-{quality}: {transitions:,} transitions, seed {seed}, kept as {path}", file=sys.stderr)
-        make_dataset(task, quality, transitions, seed)
-    return read_d4rl_hdf5(path)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _suggestion(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from .._files import atomic_path
 from .._optional import require
 from .actors import TASKS, load_actor, snapshots
-from .d4rl import create_layout, write_metadata
+from .d4rl import create_layout, read_d4rl_hdf5, write_metadata
+from .dataset import Dataset, DatasetError
 from .rollout import Episode, record
 
 QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
@@ -64,7 +66,7 @@ def make_dataset(
     Layout of the file: see `write_d4rl_hdf5`; also infos/qpos and infos/qvel, the simulator's state before each action,
     in float64. Episodes follow each other in full; 1,000 steps are a timeout, and so is the row at which a share reaches
     its size. The file appears whole or not at all. ValueError for unknown names, other suffixes, or sizes that cannot
-    be; NotADirectoryError where the file cannot lie at `path`; ImportError without gymnasium, mujoco and h5py.
+    be; OSError where the file cannot lie at `path`, or in the cache; ImportError without gymnasium, mujoco and h5py.
     """
     if task not in TASKS:
         raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
@@ -79,9 +81,8 @@ def make_dataset(
     target = Path(path) if path is not None else cached_path(task, quality, transitions, seed)
     if target.suffix not in SUFFIXES:
         raise ValueError(f"path is {str(target)!r}; expected one ending in {' or '.join(SUFFIXES)}, to load it by")
-    check_folder(target)
-    h5py = require("h5py", extra="data")
-    gym = require("gymnasium", extra="mujoco")
+    _check_place(target, cached=path is None)
+    h5py, gym = _libraries()
     env_id = config["env"]
     spec = gym.spec(env_id)
     metadata = {
@@ -115,11 +116,58 @@ def make_dataset(
     return target
 
 
+def read_or_make(
+    task: str,
+    quality: str,
+    transitions: int,
+    seed: int,
+    path: Path | None = None,
+    *,
+    say: Callable[[str], None],
+) -> Dataset:
+    """The data that `make_dataset` gives, made where they are not yet, and again where their file cannot be read.
+
+    `say` is told before anything is made, once it is known that it can be.
+    """
+    target = cached_path(task, quality, transitions, seed) if path is None else path
+    again = ""
+    if target.is_file():
+        try:
+            return read_d4rl_hdf5(target)
+        except DatasetError:
+            again = " again, as its file cannot be read"
+    _check_place(target, cached=path is None)
+    _libraries()
+    say(f"making {task}-{quality}{again}: {transitions:,} transitions, seed {seed}, kept as {target}")
+    return read_d4rl_hdf5(make_dataset(task, quality, transitions, seed, path))
+
+
 def check_folder(path: Path) -> None:
     """Raise NotADirectoryError where a file stands in place of a folder that `path` is to lie in."""
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
             raise NotADirectoryError(f"{path} cannot be written: {parent} is a file; give a path in a folder")
+
+
+def _check_place(path: Path, cached: bool) -> None:
+    """Raise OSError where no file can lie at `path`; the cache's folder is made."""
+    if not cached:
+        check_folder(path)
+        return
+    folder = path.parent
+    remedy = "set SGP_FAST_HOME to a folder that can be written"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder}, where data are kept, cannot be made ({error.strerror}); {remedy}") from None
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}, where data are kept, cannot be written; {remedy}")
+
+
+def _libraries() -> tuple[Any, Any]:
+    """h5py and gymnasium, once all that makes data is there; the extra that brings the simulator brings the whole of it."""
+    h5py, gym, _ = (require(name, extra="mujoco") for name in ("h5py", "gymnasium", "mujoco"))
+    return h5py, gym
 
 
 def _parts(quality: str, roles: dict[str, Any]) -> list[str]:

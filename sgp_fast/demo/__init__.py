@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from .._files import atomic_path
-from ..data import make_dataset, read_d4rl_hdf5, snapshots
+from ..data import snapshots
+from ..data.make import read_or_make
 from ..doctor import cpu_model
 from ..problem import Problem
 from ..report import Circumstances, DatasetSummary, Results, TaskResults, Throughput, TrainingCurve, write_report
@@ -97,7 +98,7 @@ def _task(settings: Settings, name: str, out: Path, stages: dict[str, float], sa
         try:
             before = Results.load(kept)
         except (OSError, ValueError):
-            say(f"{name}: finished before, but what is kept in {kept} cannot be read; its episodes are run again")
+            say(f"{name}: finished before, but {kept} cannot be read; its episodes are run again")
         else:
             say(f"{name}: finished before, kept in {kept}")
             stages.update(before.circumstances.stage_seconds)
@@ -105,10 +106,8 @@ def _task(settings: Settings, name: str, out: Path, stages: dict[str, float], sa
 
     own: dict[str, float] = {}
     path = out / "data" / f"{name}-{settings.transitions}-seed{settings.seed}.hdf5"
-    if not path.is_file():
-        say(f"{name}: recording {settings.transitions:,} transitions")
-        _timed(own, f"{name}: data", lambda: make_dataset(task, quality, settings.transitions, settings.seed, path))
-    data = read_d4rl_hdf5(path)
+    get_data = partial(read_or_make, task, quality, settings.transitions, settings.seed, path, say=say)
+    data = _timed(own, f"{name}: data", get_data)
     say(f"{name}: training dynamics, score and cost")
     models = _timed(own, f"{name}: training", lambda: train(data, settings.train, out / "runs" / name))
     problem = planning_problem(models)

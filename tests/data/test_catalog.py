@@ -43,6 +43,32 @@ def test_made_on_first_use_and_kept(home, capfd):
     assert data.name == "sgp_hopper_random-v5" and len(data) == 500
 
 
+def test_what_cannot_be_read_any_more_is_made_again(capfd):
+    data = load_dataset("hopper-random", transitions=500)
+    path = cached_path("hopper", "random", 500, 0)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:100], b"", bytes(len(whole))):
+        path.write_bytes(damaged)
+        capfd.readouterr()
+        assert np.array_equal(load_dataset("hopper-random", transitions=500).observations, data.observations)
+        told = f"making hopper-random again, as its file cannot be read: 500 transitions, seed 0, kept as {path}"
+        assert told in capfd.readouterr().err and path.read_bytes() == whole
+
+
+def test_what_cannot_be_made_is_not_announced(monkeypatch, home, capfd):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "h5py", None)
+        with pytest.raises(ImportError, match=r'pip install "sgp-fast\[mujoco\]"'):
+            load_dataset("hopper-random", transitions=500)
+    (home / "a file").touch()
+    monkeypatch.setenv("SGP_FAST_HOME", str(home / "a file"))
+    told = r"a file.*where data are kept, cannot be made \(.*\); set SGP_FAST_HOME to a folder"
+    for make in (lambda: load_dataset("hopper-random"), lambda: commands.make("hopper", "random")):
+        with pytest.raises(OSError, match=told):
+            make()
+    assert capfd.readouterr().err == ""
+
+
 def test_size_and_seed_belong_to_made_data(hopper_file):
     with pytest.raises(ValueError, match="transitions and seed belong to data made here"):
         load_dataset(hopper_file, seed=1)
