@@ -31,6 +31,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("show versions, devices and which backends can run here", "doctor", "report"),
 }
 
+# Those that take up what they did before they were stopped.
+RESUMABLE = ("demo", "train", "plan")
+
 # What a user can mend; anything else is our mistake, and shows where it happened.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
@@ -47,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("sgp-fast: interrupted", file=sys.stderr)
+        print(f"sgp-fast: interrupted{_how_to_go_on(argv)}", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         if os.environ.get("SGP_FAST_DEBUG", "0") not in ("", "0"):
@@ -142,6 +145,13 @@ def tables(tyro: Any) -> Any:
         )
 
     return registry
+
+
+def _how_to_go_on(argv: list[str]) -> str:
+    """What to do after an interruption, where a command takes up what it did before."""
+    if not argv or argv[0] not in RESUMABLE:
+        return ""
+    return "; to go on, run the same command again" + (", without --no-resume" if "--no-resume" in argv else "")
 
 
 def _option(args: list[str], name: str) -> Path | None:

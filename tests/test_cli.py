@@ -133,6 +133,22 @@ def test_errors_are_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFi
     assert exit_.value.code == 2
 
 
+def test_an_interruption_is_told_with_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", stop)
+    for words, rest in (
+        ("train d r", "; to go on, run the same command again"),
+        ("plan r s o --no-resume", "; to go on, run the same command again, without --no-resume"),
+        ("evaluate r", ""),
+    ):
+        assert cli.main(words.split()) == 130
+        assert capsys.readouterr().err == f"sgp-fast: interrupted{rest}\n"
+
+
 def test_settings_come_from_options_and_from_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.toml").write_text("[planner]\nhorizon = 3\niterations = 2\nbeta = [0.3, 0.1]\nlevels = [2]\n")
     (tmp_path / "p.json").write_text('{"horizon": 3, "iterations": 2, "beta": [0.3, 0.1], "levels": [2]}')

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .._interrupts import held_interrupts
 from .._optional import require
 from ..models import Network
 from .checkpoint import Record, Trainee, check_identity, identity_of, load_checkpoint, save_checkpoint
@@ -62,8 +63,8 @@ def fit(
 
         g = clip(∇ mean loss(batch_i)),   w ← AdamW(w, g, α_i),   w̄ ← d_i w̄ + (1 − d_i) w,   d_i = min(d, (1 + i)/(10 + i))
 
-    `path` is the checkpoint: it is read where it exists, and written at most every `config.checkpoint_seconds` and at the
-    end. Step i's batch and noise depend on (seed, name, i) alone, so an interrupted run gives the weights of an
+    `path` is the checkpoint: it is read where it exists, and written at most every `config.checkpoint_seconds`, at the end
+    and on Ctrl-C. Step i's batch and noise depend on (seed, name, i) alone, so an interrupted run gives the weights of an
     uninterrupted one, bit for bit, on the same machine with as many threads. Raises FloatingPointError where the loss is
     not finite.
     """
@@ -87,8 +88,9 @@ def fit(
     generator = torch.Generator(fabric.device)
     losses = torch.tensor(record.train_sum, device=fabric.device)
 
-    with _bar(name, config.steps, record, progress) as bar:
-        while not record.finished:
+    stop = False
+    with held_interrupts() as interrupted, _bar(name, config.steps, record, progress) as bar:
+        while not (record.finished or stop):
             generator.manual_seed(stream_seed(config.seed, name, record.step))
             loss = objective(*task.draw(config.batch_size, generator))
             fabric.backward(loss)
@@ -108,7 +110,8 @@ def fit(
                 bar.show(record)
             bar.update()
 
-            if path is not None and (record.finished or time.monotonic() - saved >= config.checkpoint_seconds):
+            stop = interrupted()
+            if path is not None and (record.finished or stop or time.monotonic() - saved >= config.checkpoint_seconds):
                 record.train_sum, record.seconds = float(losses), earlier + time.monotonic() - began
                 save_checkpoint(path, trainee, record, identity or {})
                 saved = time.monotonic()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 
 import sgp_fast as sgp
 from sgp_fast._tensorfile import load_tensors
+from sgp_fast.training import loop
 
 from .killed_run import CONFIG
 from .toys import linear_system
@@ -39,6 +42,40 @@ def test_a_killed_run_gives_the_weights_of_a_whole_one(tmp_path: Path, seed: int
         again = other_config["info"]["networks"][name]
         assert {**summary, "seconds": 0} == {**again, "seconds": 0}
     assert {path.name for path in broken.iterdir()} == {"models.safetensors", "history.json", "tensorboard"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
+def test_an_interrupted_run_loses_no_step(tmp_path: Path) -> None:
+    """Ctrl-C in the midst of a step: it is finished and saved, however long the next checkpoint is away."""
+    from . import killed_run
+
+    config = dataclasses.replace(CONFIG, checkpoint_seconds=1e6)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            seed_of = loop.stream_seed
+
+            def interrupted(seed: int, *about: str | int) -> int:
+                if about == ("score", 7):
+                    signal.raise_signal(signal.SIGINT)
+                return seed_of(seed, *about)
+
+            loop.stream_seed = interrupted  # pyright: ignore[reportPrivateImportUsage]
+            sgp.train(linear_system(), config, tmp_path / "broken", progress=False)
+        except KeyboardInterrupt:
+            status = 130
+        finally:
+            os._exit(status)
+    assert killed_run.finish(pid) == 130
+    assert killed_run.reached(str(tmp_path / "broken"))["score"] == 8
+    one = sgp.train(linear_system(), config, tmp_path / "broken", progress=False)
+    other = sgp.train(linear_system(), config, progress=False)
+    assert one.info["history"] == other.info["history"]
+    for part in ("dynamics", "score", "cost"):
+        weights = getattr(other, part).state_dict()
+        assert all(torch.equal(value, weights[key]) for key, value in getattr(one, part).state_dict().items())
 
 
 def test_an_unfinished_run_refuses_other_settings(tmp_path: Path) -> None:
