@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ._files import atomic_path
+from ._identity import differences
 from ._optional import require
 from ._start_files import StartFile, open_starts
 from ._starts import has_rows, random_starts, solve_starts
@@ -31,6 +32,8 @@ from .planner import SGP
 from .problem import Problem, device_of
 
 FORMATS = (".npz", ".parquet")
+
+_REMEDY = "give another name, or resume=False (--no-resume) to replace it"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def plan_file(
     progress  show a bar
 
     The whole file is checked before any work, and so are the settings. Raises FileNotFoundError and ValueError naming file
-    and row; FileExistsError where `out`, or its finished chunks, belong to another run.
+    and row; FileExistsError, with what differs, where `out` or its finished chunks belong to another run, and where `out`
+    cannot be read.
     """
     if not isinstance(planner, SGP):
         raise TypeError(f"planner is a {type(planner).__name__}; files of starts are planned with SGP")
@@ -97,8 +101,7 @@ def plan_file(
     meta = {"sgp_fast": __version__, "seed": seed, "backend": backend, "planner": asdict(planner), "identity": identity}
     parts = Parts(out.with_name(f".{out.name}.parts"), file.count)
     if resume and out.exists():
-        if _identity_of(out) != identity:
-            raise FileExistsError(f"{out} holds the plans of another run; give another name, or resume=False (--no-resume)")
+        _refuse_another(f"{out} holds the plans", _identity_of(out), identity, _REMEDY)
         return _summary(out, file.count, file.count, _statuses(out))
     device = device_of(problem)
 
@@ -137,21 +140,18 @@ class Parts:
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
 
-    def begin(self, identity: str) -> int:
+    def begin(self, identity: dict[str, Any]) -> int:
         """Make the folder, or find rows 0 to n finished in it; n. FileExistsError where another run finished some."""
         mark = self.folder / "identity"
         if mark.is_file() and self._spans():
-            if mark.read_text() != identity:
-                raise FileExistsError(
-                    f"{self.folder} holds the unfinished plans of another run (other models, settings or start states); "
-                    "remove it, or give resume=False (--no-resume)"
-                )
+            remedy = "remove it, or give resume=False (--no-resume)"
+            _refuse_another(f"{self.folder} holds the unfinished plans", _json(mark.read_text()), identity, remedy)
             for rest in self.folder.glob(".*"):  # of files that were being written when the run was killed
                 rest.unlink()
         else:
             self.remove()
             with atomic_path(mark) as temporary:
-                temporary.write_text(identity)
+                temporary.write_text(json.dumps(identity))
         return sum(count for _, count in self._spans())
 
     def add(self, first: int, arrays: dict[str, np.ndarray]) -> None:
@@ -169,13 +169,13 @@ class Parts:
             shutil.rmtree(self.folder)
 
     def _spans(self) -> list[tuple[Path, int]]:
-        """The chunks that follow each other from row 0 on; their sizes may differ, as a run may go on with another one."""
+        """The whole chunks that follow each other from row 0 on; their sizes may differ, as a run may go on with another."""
         found = sorted(self.folder.glob("[0-9]*-*.npz"))
         spans: list[tuple[Path, int]] = []
         row = 0
         for path in found:
             first, count = map(int, path.stem.split("-"))
-            if first == row:
+            if first == row and zipfile.is_zipfile(path):
                 spans.append((path, count))
                 row += count
         return spans
@@ -222,23 +222,33 @@ def _write_parquet(path: Path, parts: Parts, meta: str) -> None:
             writer.write_table(table(arrays).replace_schema_metadata({"meta": meta}))
 
 
-def _identity(problem: Problem, planner: SGP, file: StartFile, seed: int, states: bool) -> str:
-    """A digest of what decides the plans: start states (all are read, so checked), models, settings and seed.
+def _identity(problem: Problem, planner: SGP, file: StartFile, seed: int, states: bool) -> dict[str, Any]:
+    """What decides the plans, as plain JSON: settings, seed, and digests of models and start states.
 
-    Of functions only the name is known: one that changes under the same name is not noticed.
+    All start states are read, and so checked. Of functions only the name is known: one that changes under the same name is
+    not noticed.
     """
-    digest = hashlib.sha256()
+    starts, weights = hashlib.blake2b(digest_size=12), hashlib.blake2b(digest_size=12)
     for block in file.blocks(size=65536):
-        digest.update(block.tobytes())
+        starts.update(block.tobytes())
     for name, part in problem.modules.items():
         for key, tensor in part.state_dict().items():
-            digest.update(f"{name}.{key}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            weights.update(f"{name}.{key}".encode())
+            weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     parts = {"dynamics": problem.dynamics, "cost": problem.cost, "terminal": problem.terminal, "score": problem.score}
-    plain = {name: [type(part).__qualname__, _function_name(part)] for name, part in parts.items()}
-    rest = [file.count, file.nx, asdict(planner), seed, states, plain, problem.control_change, _listed(problem.bounds)]
-    digest.update(json.dumps([*rest, _listed(problem.goal)], sort_keys=True).encode())
-    return digest.hexdigest()
+    identity = {
+        **asdict(planner),
+        "seed": seed,
+        "states": states,
+        "start states": [file.count, file.nx],
+        "fingerprint of the start states": starts.hexdigest(),
+        "fingerprint of the models": weights.hexdigest(),
+        **{name: [type(part).__qualname__, _function_name(part)] for name, part in parts.items()},
+        "control_change": problem.control_change,
+        "bounds": _listed(problem.bounds),
+        "goal": _listed(problem.goal),
+    }
+    return json.loads(json.dumps(identity))  # as it is read again
 
 
 def _function_name(part: Any) -> str | None:
@@ -252,15 +262,34 @@ def _listed(value: Any) -> Any:
     return None if value is None else torch.as_tensor(value).tolist()
 
 
-def _identity_of(out: Path) -> str | None:
-    """The identity in a finished output; None where it is not one of ours."""
+def _identity_of(out: Path) -> Any:
+    """The identity in a finished output; FileExistsError where it cannot be read, or is none of ours."""
     try:
         if out.suffix == ".npz":
-            with np.load(out) as archive:
-                return json.loads(str(archive["meta"]))["identity"]
-        pq: Any = require("pyarrow.parquet", extra="data")
-        return json.loads(pq.read_schema(out).metadata[b"meta"])["identity"]
-    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile):
+            with zipfile.ZipFile(out) as archive, archive.open("meta.npy") as member:
+                meta = str(np.lib.format.read_array(member, allow_pickle=False))
+        else:
+            pq: Any = require("pyarrow.parquet", extra="data")
+            meta = pq.read_schema(out).metadata[b"meta"]
+        return json.loads(meta)["identity"]
+    except (KeyError, TypeError):
+        raise FileExistsError(f"{out} is no file of plans; {_REMEDY}") from None
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise FileExistsError(f"{out} cannot be read ({error}); truncated? {_REMEDY}") from None
+
+
+def _refuse_another(what: str, found: Any, identity: dict[str, Any], remedy: str) -> None:
+    """FileExistsError, with what differs, where plans are not of the run that is asked for."""
+    if found != identity:
+        why = differences(identity, found) if isinstance(found, dict) else "of another version of sgp_fast"
+        raise FileExistsError(f"{what} of another run ({why}); {remedy}")
+
+
+def _json(text: str) -> Any:
+    """The data in a text; None where it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
         return None
 
 

@@ -160,18 +160,39 @@ def test_a_finished_run_is_not_done_again_and_another_is_not_overwritten(tmp_pat
         before = out.stat()
         done = plan_file(problem(), PLANNER, starts, out, chunk=2)
         assert (done.resumed, done.limit) == (9, 9) and out.stat().st_mtime_ns == before.st_mtime_ns
-        for other in (dataclasses.replace(PLANNER, beta=3.0), dataclasses.replace(PLANNER, starts=2)):
-            with pytest.raises(FileExistsError, match="another run"):
-                plan_file(problem(), other, starts, out)
-        with pytest.raises(FileExistsError, match="another run"):
+        for key, value, was in (("beta", 3.0, r"\[0.2, 0.1\]"), ("starts", 2, 1)):
+            with pytest.raises(FileExistsError, match=rf"another run \({key} is {value} but was {was}\)"):
+                plan_file(problem(), dataclasses.replace(PLANNER, **{key: value}), starts, out)
+        with pytest.raises(FileExistsError, match=r"another run \(bounds is \[-0.5, 0.5\] but was .*\)"):
             plan_file(problem(bounds=(-0.5, 0.5)), PLANNER, starts, out)
-        with pytest.raises(FileExistsError, match="another run"):
+        with pytest.raises(FileExistsError, match=r"another run \(seed is 1 but was 0\)"):
             plan_file(problem(), PLANNER, starts, out, seed=1)
         plan_file(problem(), PLANNER, starts, out, seed=1, resume=False)
         assert plan_file(problem(), PLANNER, starts, out, seed=1).resumed == 9
-    (tmp_path / "mine.npz").write_bytes(b"something else")
-    with pytest.raises(FileExistsError, match="another run"):
-        plan_file(problem(), PLANNER, starts, tmp_path / "mine.npz")
+        out.write_bytes(out.read_bytes()[:-100])
+        with pytest.raises(FileExistsError, match=r"cannot be read \(.*\); truncated\? give another name, or resume=False"):
+            plan_file(problem(), PLANNER, starts, out, seed=1)
+    np.savez(tmp_path / "mine.npz", u=np.zeros(3))
+    pq.write_table(pa.table({"u": [0.0]}), tmp_path / "mine.parquet")
+    for out in (tmp_path / "mine.npz", tmp_path / "mine.parquet"):
+        with pytest.raises(FileExistsError, match="is no file of plans; give another name"):
+            plan_file(problem(), PLANNER, starts, out)
+
+
+def test_a_chunk_that_cannot_be_read_is_planned_again(tmp_path: Path) -> None:
+    starts, out = write(tmp_path, states(9), "npy"), tmp_path / "plans.npz"
+    parts = Parts(tmp_path / ".plans.npz.parts", 9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "remove", lambda _: None)
+        plan_file(problem(), PLANNER, starts, out, chunk=3)
+    with np.load(out) as archive:
+        whole = archive["u"]
+    out.unlink()
+    second = parts.folder / f"{3:015d}-3.npz"
+    second.write_bytes(second.read_bytes()[:-100])
+    assert plan_file(problem(), PLANNER, starts, out, chunk=3).resumed == 3
+    with np.load(out) as archive:
+        assert np.array_equal(archive["u"], whole)
 
 
 def test_files_are_planned_with_sgp(tmp_path: Path) -> None:
@@ -186,7 +207,7 @@ def test_weights_that_changed_are_another_run(tmp_path: Path) -> None:
     plan_file(task, PLANNER, starts, tmp_path / "plans.npz")
     with torch.no_grad():
         next(task.dynamics.parameters()).add_(1e-3)
-    with pytest.raises(FileExistsError, match="another run"):
+    with pytest.raises(FileExistsError, match=r"another run \(fingerprint of the models is '.*' but was '.*'\)"):
         plan_file(task, PLANNER, starts, tmp_path / "plans.npz")
 
 
@@ -259,9 +280,9 @@ def test_misuse_is_told_before_any_work(tmp_path: Path, capsys: pytest.CaptureFi
 def test_parts_without_a_finished_row_stand_in_no_ones_way(tmp_path: Path) -> None:
     starts, out = write(tmp_path, states(9), "npy"), tmp_path / "plans.npz"
     parts = Parts(tmp_path / ".plans.npz.parts", 9)
-    assert parts.begin("a run that was killed before its first chunk") == 0
+    assert parts.begin({"run": "that was killed before its first chunk"}) == 0
     assert plan_file(problem(), PLANNER, starts, out).resumed == 0
-    assert parts.begin("another") == 0
+    assert parts.begin({"run": "another"}) == 0
     parts.add(0, {"index": np.arange(4)})
     out.unlink()
     with pytest.raises(FileExistsError, match="unfinished plans of another run"):

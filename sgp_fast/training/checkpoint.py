@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._files import atomic_path
+from .._identity import differences
 from .._tensorfile import load_tensors, save_tensors
 from ..models import Network
 
@@ -112,14 +113,9 @@ def check_identity(path: Path, found: dict[str, Any] | None, expected: dict[str,
             f"{path} was trained on other data ({found['dataset']!r}, fingerprint {found['fingerprint']}) than those given "
             f"({expected['dataset']!r}, fingerprint {expected['fingerprint']}); {remedy}"
         )
-    old, new = found["config"], expected["config"]
-    differing = [
-        f"{key} is {new.get(key, 'absent')!r} but was {old.get(key, 'absent')!r}"
-        for key in dict.fromkeys((*new, *old))
-        if new.get(key, ...) != old.get(key, ...)
-    ]
+    differing = differences(expected["config"], found["config"])
     if differing:
-        raise ValueError(f"{path} was trained with another configuration ({'; '.join(differing)}); {remedy}")
+        raise ValueError(f"{path} was trained with another configuration ({differing}); {remedy}")
 
 
 def identity_of(path: Path) -> dict[str, Any]:
