@@ -101,9 +101,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _cpu(torch: ModuleType | None) -> dict[str, Any]:
-    cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    cpu: dict[str, Any] = {"model": cpu_model(), "cores": cores, "usable_cores": usable}
+    cpu: dict[str, Any] = {"model": cpu_model(), "cores": os.cpu_count() or 1, "usable_cores": usable_cores()}
     if torch is None:
         return cpu | {"torch_threads": None, "capability": None, "features": []}
     # get_capabilities is younger than the oldest torch that we support.
@@ -113,6 +111,11 @@ def _cpu(torch: ModuleType | None) -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "features": [name for name in _CPU_FEATURES if reported.get(name)],
     }
+
+
+def usable_cores() -> int:
+    """The logical cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:

@@ -13,6 +13,7 @@ from sgp_fast.data import make_dataset, read_d4rl_hdf5
 from sgp_fast.demo import Settings, read_settings, run_demo
 from sgp_fast.demo.inside import Starts, execute
 from sgp_fast.demo.settings import FOLDER, Episodes, Inside
+from sgp_fast.doctor import usable_cores
 from sgp_fast.report import Results
 from sgp_fast.training import TrainConfig
 
@@ -71,6 +72,7 @@ def test_a_small_demo_from_nothing_and_again(tmp_path: Path) -> None:
     report = run_demo(small(), tmp_path, say=said.append)
     results = Results.load(tmp_path / "results")
     (task,) = results.tasks
+    assert results.circumstances.cores == usable_cores()
     assert [method.key for method in task.methods] == ["behavior", "sgp", "no_score", "cem"]
     assert all(len(method.returns) == 2 and (method.lengths <= 12).all() for method in task.methods)
     assert {t.key for t in task.telemetry} == {"sgp", "no_score"} and task.telemetry[0].real_cost.shape == (6, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import time
@@ -20,7 +19,7 @@ import torch
 from .._files import atomic_path
 from ..data import snapshots
 from ..data.make import read_or_make
-from ..doctor import cpu_model
+from ..doctor import cpu_model, usable_cores
 from ..problem import Problem
 from ..report import Circumstances, DatasetSummary, Results, TaskResults, Throughput, TrainingCurve, write_report
 from ..trained import Models
@@ -54,7 +53,7 @@ def run_demo(
     circumstances = Circumstances(
         commit=_commit(),
         device=_device(),
-        cores=os.cpu_count() or 1,
+        cores=usable_cores(),
         torch_threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), **_versions("sgp-fast", "torch", "gymnasium", "mujoco")},
         date=datetime.now(UTC).isoformat(timespec="minutes"),
@@ -131,7 +130,7 @@ def _task(settings: Settings, name: str, out: Path, stages: dict[str, float], sa
         frames=tuple(frames),
         missing={} if missing is None else {"frames": missing},
     )
-    about = Circumstances(_commit(), _device(), os.cpu_count() or 1, torch.get_num_threads(), {}, "", settings.name, own)
+    about = Circumstances(_commit(), _device(), usable_cores(), torch.get_num_threads(), {}, "", settings.name, own)
     Results(about, (result,)).save(kept)
     with atomic_path(mark) as temporary:
         temporary.write_text(wanted)

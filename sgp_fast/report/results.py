@@ -28,6 +28,7 @@ class Circumstances:
     """Where, when and with what a run was made; a number without these says nothing.
 
     device         as a person would name it, for example the processor's model
+    cores          those that the run could use
     versions       library to version, in the order to be shown
     date           ISO 8601
     stage_seconds  stage of the run to its seconds, in the order they ran
