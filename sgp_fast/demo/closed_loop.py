@@ -31,11 +31,12 @@ def run_methods(
     planner, sampling, run = settings.planner_of(name), settings.sampling, settings.evaluation
     batch, seed = run.episodes, settings.seed
     sgp, free, cem = asdict(planner), asdict(replace(planner, beta=0.0)), asdict(sampling)
+    sampled = "CEM without score (β = 0)" if sampling.beta == 0 else "CEM"
     methods: list[tuple[str, str, Callable[[], Controller], dict[str, Any]]] = [
         ("behavior", f"behaviour policy ({quality})", lambda: BehaviorPolicy(task, quality, batch, seed), {}),
         ("sgp", "SGP", lambda: MPC(problem, planner, batch, seed=seed), sgp),
         ("no_score", "SGP without score (β = 0)", lambda: MPC(problem, replace(planner, beta=0.0), batch, seed=seed), free),
-        ("cem", "CEM on the same models", lambda: MPC(problem, sampling, batch, seed=seed), cem),
+        ("cem", sampled, lambda: MPC(problem, sampling, batch, seed=seed), cem),
     ]  # fmt: skip
     results, strips, missing = [], [], None
     for key, label, controller, own in methods:

@@ -158,7 +158,7 @@ def _methods(methods: Sequence[MethodResult], episode_steps: int) -> list[dict[s
                 "length": length,
                 "fell": f"{fell} of {len(method.lengths)}",
                 "action": NONE if method.milliseconds is None else seconds(method.milliseconds / 1e3),
-                "settings": [(key, _setting(value)) for key, value in method.settings.items()],
+                "settings": [(key, _setting(key, value)) for key, value in method.settings.items()],
             }
         )
     return table
@@ -268,6 +268,9 @@ def _throughput(speeds: Throughput | None) -> dict[str, Any] | None:
 def _circumstances(results: Results) -> dict[str, Any]:
     run = results.circumstances
     total = sum(run.stage_seconds.values())
+    tasks = {name.partition(": ")[0] for name in run.stage_seconds if ": " in name}
+    prefix = f"{tasks.pop()}: " if len(tasks) == 1 else ""  # says nothing where there is one task
+    stages = {name.removeprefix(prefix): value for name, value in run.stage_seconds.items()}
     return {
         "run": [
             ("commit", run.commit or "unknown: not run from a checkout"),
@@ -280,7 +283,7 @@ def _circumstances(results: Results) -> dict[str, Any]:
         "versions": list(run.versions.items()),
         "stages": [
             {"name": name, "seconds": seconds(value), "share": f"{100 * value / total:.2f}" if total else "0"}
-            for name, value in run.stage_seconds.items()
+            for name, value in stages.items()
         ],
         "total": seconds(total),
     }
@@ -294,7 +297,9 @@ def _date(text: str) -> str:
     return f"{moment:%d %B %Y, %H:%M}".lstrip("0") + (f" {zone}" if (zone := moment.tzname()) else "")
 
 
-def _setting(value: Any) -> str:
+def _setting(name: str, value: Any) -> str:
+    if name == "memory_limit":
+        return f"{value / 2**30:.3g} GiB"
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -302,7 +307,7 @@ def _setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}".replace("-", "−")  # as it was set, not rounded to be read
     if isinstance(value, list | tuple):
-        return ", ".join(_setting(item) for item in value)
+        return ", ".join(_setting(name, item) for item in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -34,6 +34,7 @@ HOLDING = {"behavior": (774, 60, 300), "sgp": (884, 9, 300), "no_score": (38, 2,
 
 SETTINGS = {
     "horizon": 8, "iterations": 15, "step_size": 0.1, "beta": [1.0, 0.5], "clip_gradient": None, "keep_moments": False,
+    "memory_limit": 2 << 30,
 }  # fmt: skip
 
 
@@ -142,7 +143,10 @@ def results(*tasks: TaskResults, **changes) -> Results:
             versions={"sgp_fast": "0.1.0", "torch": "2.13.0", "numpy": "2.4.0"},
             date="2025-01-31T14:05:00+00:00",
             config="demo/hopper-medium.toml",
-            stage_seconds={"data": 21.0, "training": 183.0, "evaluation": 140.0, "throughput": 55.0, "report": 4.0},
+            stage_seconds={
+                "hopper-medium: data": 21.0, "hopper-medium: training": 183.0, "hopper-medium: episodes": 140.0,
+                "hopper-medium: plans from inside": 4.0, "throughput": 55.0,
+            },  # fmt: skip
         ),
         "tasks": tasks or (task(),),
         "throughput": throughput(),

@@ -104,7 +104,9 @@ def test_every_number_appears(tmp_path: Path) -> None:
         assert f"{row.label} {row.problems}" in page.text and number(row.plans_per_second) in page.text
     for words in ("12.4 ms", "10 of 10", "100,000 transitions in 214 episodes", "torso height (m)", "fell at step 41"):
         assert words in page.text
-    for words in ("clip gradient none", "keep moments no", "Time per action: the episodes are planned together"):
+    for words in ("clip gradient none", "keep moments no", "memory limit 2 GiB", "6 min 43 s in all data 21.0 s"):
+        assert words in page.text
+    for words in ("plans from inside 4.00 s", "Time per action: the episodes are planned together"):
         assert words in page.text
     for words in ("Example processor", "0123456789abcdef0123456789abcdef01234567", "2.13.0", "step size 0.1", "3 min 3 s"):
         assert words in page.text
