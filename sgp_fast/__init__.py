@@ -5,6 +5,7 @@
     data = sgp.load_dataset("hopper-medium")
     models = sgp.train(data)
     problem = sgp.Problem(dynamics=models.dynamics, score=models.score, cost=models.cost, bounds=(-1.0, 1.0))
+    x0 = data.observations[:64]
     plan = sgp.solve(problem, sgp.SGP(horizon=8, iterations=50, step_size=0.1, beta=(0.2, 0.1)), x0)
 
 These are the public names. Each is loaded when it is first used, so importing the package costs nothing and a planner
@@ -125,4 +126,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted(set(globals()) - {"Any", "TYPE_CHECKING", "annotations", "import_module"} | set(__all__))

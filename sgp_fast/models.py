@@ -145,7 +145,7 @@ class Ensemble(nn.Module):
         super().__init__()
         if not members or not all(isinstance(member, Dynamics) for member in members):
             kinds = ", ".join(type(member).__name__ for member in members) or "none"
-            raise TypeError(f"Ensemble: the members are {kinds}; expected one Dynamics or more")
+            raise TypeError(f"Ensemble: the members are {kinds}; expected one Dynamics or more, as in Ensemble(*members)")
         sizes = {(member.nx, member.nu) for member in members}
         if len(sizes) > 1:
             raise ValueError(f"Ensemble: the members have (nx, nu) of {sorted(sizes)}; expected one for all")

@@ -154,6 +154,7 @@ def test_the_lists_of_public_names_agree() -> None:
     typed = {name for name, runs, _ in imports(ROOT / "sgp_fast" / "__init__.py") if not runs}
     assert typed == {f"sgp_fast.{home}.{name}" for name, home in sgp_fast._HOME.items()}
     assert set(sgp_fast.__all__) == {*sgp_fast._HOME, "__version__"}
+    assert not {"Any", "TYPE_CHECKING", "annotations", "import_module"} & set(dir(sgp_fast))
     with pytest.raises(AttributeError, match="no attribute 'Planner'"):
         sgp_fast.__getattr__("Planner")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..trained import Models
+from ..trained import MODELS_FILE, Models
 from .config import TrainConfig
 from .run import check_home, train
 
@@ -20,6 +20,7 @@ def train_command(data: str, out: Path, config: TrainConfig | None = None, resum
     from ..data import load_dataset
 
     check_home(out)  # before the data, which may have to be made first
+    before = resume and (out / MODELS_FILE).is_file()
     models = train(load_dataset(data), config, out, resume=resume)
     info = models.info
     print(f"{'network':10}{'steps':>8}{'best at':>9}{'train':>11}{'validation':>12}{'seconds':>9}")
@@ -29,5 +30,6 @@ def train_command(data: str, out: Path, config: TrainConfig | None = None, resum
             f"{name:10}{row['steps']:>8,}{row['best_step']:>9,}{row['train_loss']:>11.5f}"
             f"{'-' if validation is None else format(validation, '.5f'):>12}{row['seconds']:>9.1f}"
         )
-    print(f"{info['dataset']}: {info['transitions']:,} transitions, {info['seconds']:.0f} s → {out}")
+    when = ", trained before; --no-resume trains anew" if before else ""
+    print(f"{info['dataset']}: {info['transitions']:,} transitions, {info['seconds']:.0f} s → {out}{when}")
     return models

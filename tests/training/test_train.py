@@ -207,3 +207,7 @@ def test_command_trains_keeps_the_run_and_prints_the_losses(tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("dynamics", "score", "cost")) and "480 transitions" in printed
     assert sgp.load_models(tmp_path / "run").dynamics.nx == NX
+    assert "trained before" not in printed
+    train_command(str(path), tmp_path / "run", SMALL)
+    again = capsys.readouterr().out
+    assert again.rstrip() == f"{printed.rstrip()}, trained before; --no-resume trains anew"
