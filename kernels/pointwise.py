@@ -96,11 +96,13 @@ def forward_rows(
     elif CONDITION == "add":
         h = h + _load_condition(condition, rows, cols, inside, WIDTH)
     if vectors.norm_weight is not None:
+        # Asked for before the sums, which no load passes.
+        weight, bias = tl.load(vectors.norm_weight + cols), tl.load(vectors.norm_bias + cols)
         h, rstd = _standardise(h, cols, WIDTH)
         if kept.saved is not None:
             store_inside(kept.saved + at, h, writes)
             tl.store(kept.moment + rows, rstd, mask=writes)
-        h = h * tl.load(vectors.norm_weight + cols)[None, :] + tl.load(vectors.norm_bias + cols)[None, :]
+        h = h * weight[None, :] + bias[None, :]
     stream_at, in_stream = _stream(rows, cols, inside, WIDTH, STREAM_COLUMNS)
     if RESIDUAL == "inside":
         h += tl.load(streams.into + stream_at, mask=in_stream, other=0.0)
