@@ -27,9 +27,15 @@ from .network_op import is_interpreted
 from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, row_stride, rows_and_columns
 
 
+NARROW = 256
+
+
 @dataclass(frozen=True)
 class ColumnCut:
-    """Rows of a program, columns of its result where weights lie along the depth and across it, parts of a depth, warps."""
+    """Rows of a program, columns of its result where weights lie along the depth and across it, parts of a depth, warps.
+
+    To a depth of NARROW half the parts and warps do.
+    """
 
     block_b: int
     along: int
@@ -39,15 +45,18 @@ class ColumnCut:
 
     def constants(self, depth: int, columns: int, forward: bool) -> dict[str, Any]:
         """Of a launch; a part is 16 deep at least."""
+        share = 2 if depth <= NARROW else 1
         return {
-            "DEPTH": depth, "COLUMNS": columns, "BLOCK_B": self.block_b, "num_warps": self.warps,
-            "BLOCK_N": min(columns, self.along if forward else self.across), "PARTS": max(1, min(self.parts, depth // 16)),
+            "DEPTH": depth, "COLUMNS": columns, "BLOCK_B": self.block_b, "num_warps": self.warps // share,
+            "BLOCK_N": min(columns, self.along if forward else self.across),
+            "PARTS": max(1, min(self.parts // share, depth // 16)),
         }  # fmt: skip
 
 
-# A row a program: columns of 8 lie 16 bytes across the depth, half of what the memory gives at once.
-ONE_ROW = ColumnCut(1, 8, 16, 1, 4)
-SOME_ROWS = ColumnCut(16, 32, 32, 8, 8)
+# By what the compiler makes of others (`bench/results/static-tiles.md`). 8 columns of weights across the depth are 16 bytes,
+# half of what memory gives at once: there it is 16.
+ONE_ROW = ColumnCut(1, 8, 16, 1, 8)
+SOME_ROWS = ColumnCut(16, 32, 32, 16, 16)
 
 
 @triton.jit(do_not_specialize=["rows_total"])
