@@ -26,7 +26,6 @@ from torch import Tensor
 from .network_op import is_interpreted
 from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, row_stride, rows_and_columns
 
-
 NARROW = 256
 
 
