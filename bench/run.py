@@ -22,6 +22,8 @@ from .rungs import OURS, RUNGS
 # Of a run's time: the steps of controllers; the timed rounds of one rung at one case, within limits in seconds.
 ACTING, ROUNDS = 0.05, 0.004
 ROUNDS_S = (1.0, 10.0)
+# Of the time that is left, the part that one case of a sweep may take, so that the next is measured, too.
+MOST = 0.5
 ACT_SPECS = (sweep.Spec(256, 1), sweep.Spec(256, 64))
 COLD_CASE = "1x256"
 Say = Callable[[str], None]
@@ -96,19 +98,28 @@ class Run:
         if not self.log.of(CeilingRow):
             self._extend(ceilings.measure(self.settings.device, PRECISIONS[self.settings.device.type]))
 
-    def case(self, case: Case, rungs: Iterable[str]) -> None:
-        """The rungs that are not measured yet and, unless the user chose the case, fit in the time; a row for the others."""
+    def case(self, case: Case, rungs: Iterable[str], most: float = 1.0) -> None:
+        """The rungs that are not measured yet and, unless the user chose the case, fit in the time; a row for the others.
+
+        `most`: of the time that is left, the part that the case may take.
+        """
         case, share = case.to(self.settings.device), self.settings.share
         done = {row.key for row in self.log.of(PlanRow) if not row.left_out}
         names = tuple(name for name in rungs if name in self.settings.rungs and (case.name, name) not in done)
-        if not self.settings.chosen:
-            left = self.left * (1 - ACTING)
-            found = sweep.estimates(case, names, self.log.of(PlanRow), share, self.log.of(CeilingRow))
-            names, dropped = sweep.fitting(found, left)
-            self.dropped |= bool(dropped)
-            self._extend(ladder.left_out(case, name, found[name], left) for name in dropped)
-        if names:
-            self._extend(ladder.measure(case, names, budget=share * len(names), say=self.say))
+        if self.settings.chosen:
+            self._extend(ladder.measure(case, names, share=share, say=self.say) if names else ())
+            return
+        names = sweep.by_worth(names)
+        found = sweep.estimates(case, names, self.log.of(PlanRow), share, self.log.of(CeilingRow))
+        until = time.monotonic() + most * self.left * (1 - ACTING)
+        left: Callable[[], float] = lambda: until - time.monotonic()  # noqa: E731
+        if any(0 < seconds <= left() for seconds in found.values()):
+            rows = ladder.measure(case, names, share=share, expected=found, left=left, say=self.say)
+        else:  # nothing is made, nor asked why it cannot run here
+            rows = (ladder.left_out(case, name, f"about {needs:,.0f} s", left()) for name, needs in found.items() if needs)
+        for row in rows:
+            self.dropped |= row.left_out
+            self.log.add(row)
 
     def acts(self, specs: Sequence[sweep.Spec]) -> None:
         """Steps of a controller at these sizes."""
@@ -141,7 +152,7 @@ def run(settings: Settings, out: Path | None, *, resume: bool = False, say: Say 
     under_way = Run("run", settings, out, resume=resume, say=say)
     under_way.ceilings()
     for case, rungs in settings.specs():
-        under_way.case(case, rungs)
+        under_way.case(case, rungs, most=MOST if settings.problem is None else 1.0)
     if settings.problem is None:
         under_way.acts([sweep.parse(text) for text in settings.cases[:2]] or ACT_SPECS)
         if settings.cold_costs:
