@@ -64,7 +64,7 @@ def test_a_wrong_rung_has_an_error_and_no_time(case: Case, monkeypatch: pytest.M
     wrong, right = ladder.measure(case, share=0.01, count=False)
     assert not wrong.samples and wrong.reason is not None and told in wrong.reason
     assert right.samples
-    assert told in tables.ladder([wrong, right], ours="right")
+    assert told in tables.text([wrong, right], ours="right")
 
 
 @pytest.mark.parametrize("why", [Unavailable("no such device"), ImportError("no such library"), RuntimeError("out of it")])
