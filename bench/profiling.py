@@ -128,6 +128,9 @@ def profile_command(
         trace: Where to write the trace, for https://ui.perfetto.dev; None for no trace.
         out: Record the rows here, as JSON lines.
     """
+    for name, value in (("problems", problems), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
     place = device_of(device)
     if out is not None and out.exists():
         raise ValueError(f"{out} exists; give another --out, and it stays as it is")

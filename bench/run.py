@@ -45,6 +45,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.minutes > 0:
             raise ValueError(f"minutes is {self.minutes}; expected a positive number")
+        if self.problems < 1:
+            raise ValueError(f"problems is {self.problems}; expected at least 1")
         if self.problem is not None and self.cases:
             raise ValueError("problem and cases are both given; a problem of your own is the only case of its run")
         for name in self.rungs:
@@ -64,14 +66,13 @@ class Settings:
         return min(high, max(low, 60 * self.minutes * ROUNDS))
 
     def specs(self) -> Iterator[tuple[Case, tuple[str, ...]]]:
-        """The cases, in order, with their rungs."""
+        """The cases, in order, with their rungs. A problem of the user's is loaded at once, or refused at once."""
         if self.problem is not None:
             from .bring import load_case
 
-            yield load_case(self.problem, problems=self.problems), self.rungs
-            return
-        for spec in map(sweep.parse, self.cases) if self.cases else sweep.sweep(self.device.type):
-            yield spec.make(), spec.rungs or self.rungs
+            return iter([(load_case(self.problem, problems=self.problems), self.rungs)])
+        specs = map(sweep.parse, self.cases) if self.cases else sweep.sweep(self.device.type)
+        return ((spec.make(), spec.rungs or self.rungs) for spec in specs)
 
 
 class Run:
@@ -149,9 +150,12 @@ class Run:
 
 def run(settings: Settings, out: Path | None, *, resume: bool = False, say: Say = lambda text: None) -> list[Row]:
     """Everything; rows of before included where the file `out` is gone on with."""
+    if resume and out is None:
+        raise ValueError("--resume needs --out, the file to go on with")
+    specs = settings.specs()
     under_way = Run("run", settings, out, resume=resume, say=say)
     under_way.ceilings()
-    for case, rungs in settings.specs():
+    for case, rungs in specs:
         under_way.case(case, rungs, most=MOST if settings.problem is None else 1.0)
     if settings.problem is None:
         under_way.acts([sweep.parse(text) for text in settings.cases[:2]] or ACT_SPECS)
