@@ -88,7 +88,7 @@ def measure(
         scale = len(case.x0) / rows[name].timed
         energy = None if name not in joules else scale * joules[name]
         row = replace(rows[name], samples=tuple(scale * s for s in samples), joules=energy)
-        if count and min(samples) < COUNTED_BELOW:
+        if count and min(samples) < COUNTED_BELOW and left() > 0:
             row = _counted(row, runners[name], case)
         yield row
 
