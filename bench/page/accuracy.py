@@ -30,6 +30,7 @@ def cost_against_time(results: Results, name: str) -> Section | None:
     rows = [row for row in style.ordered(results.of(PlanRow)) if row.samples and row.cost is not None and style.usual(row)]
     rows = [row for row in rows if row.precision == "float32"]
     by_case = style.grouped((row for row in rows if comparable(row)), lambda row: row.case)
+    by_case = {case: found for case, found in by_case.items() if len(found) > 1}
     cases = [case for case in style.PUBLISHED if case in by_case] or list(by_case)[:MOST_PANELS]
     if not cases:
         return None
@@ -102,7 +103,7 @@ def by_dtype(results: Results, name: str) -> Section | None:
     problems = style.grouped(rows, lambda row: (row.model, row.problems, row.horizon, row.iterations))
     # Problems that were planned in most precisions first, then those of the published benchmark.
     ranked = sorted(
-        problems.values(),
+        (found for found in problems.values() if len(found) > 1),
         key=lambda found: (-len({row.precision for row in found}), _problem(found[0]) not in style.PUBLISHED),
     )[:MOST_PANELS]
     if not ranked:
