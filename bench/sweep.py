@@ -180,7 +180,9 @@ def _plan(
         precision, seconds, done = min(reversed(best), key=lambda row: abs(math.log(row[2] / flops)))
         batch = seconds * flops / done + max(0.0, products(own) - products(precision))
     else:
-        few = min(1.0, max(0.05, part * len(case.x0) * max(1, ladder.named(name).candidates) / 64))
+        rung = ladder.named(name)
+        rows = math.inf if rung.loop else part * len(case.x0) * max(1, rung.candidates)  # loops are slow for other reasons
+        few = min(1.0, max(0.05, rows / 64))
         waits = case.planner.iterations * WAITS[case.device.type] if name not in ONE_LAUNCH else 0.0
         batch = max(own_flops * SLOW.get(name, 1.0) / GUESS[case.device.type] / few, waits / part)
     return part * max(batch, products(own))

@@ -127,6 +127,12 @@ def test_a_planner_by_sampling_is_estimated_by_its_candidates() -> None:
     assert sweep.estimates(case, ["cem"], known, 1.0) == {"cem": seconds(3 * (work.of_batch(case)[0] or 0) / 1e9)}
 
 
+def test_a_loop_is_as_slow_as_it_is_and_not_slower_for_its_single_row() -> None:
+    case = Spec(256, 64).make()
+    plan = sweep.SLOW["published"] * (work.of_batch(case)[0] or 0) / 64 / sweep.GUESS["cpu"]
+    assert sweep.estimates(case, ["published"], [], 1.0) == {"published": seconds(plan)} and 0.5 < plan < 2
+
+
 def test_strong_baselines_have_time_before_loops() -> None:
     order = sweep.by_worth(RUNGS)
     assert sorted(order) == sorted(RUNGS) and set(BEST) <= set(order)
