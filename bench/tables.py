@@ -98,13 +98,13 @@ def _reasons(rows: Iterable[PlanRow]) -> Iterator[str]:
         yield f"  {', '.join(rungs)}: {reason}{where}"
 
 
-def left_out(rows: Iterable[PlanRow], name: Callable[[PlanRow], str] = lambda row: row.rung) -> Iterator[str]:
-    """A line for each case: the rungs that were left out for time, by `name`, what each needs and what was left for it."""
+def left_out(rows: Iterable[PlanRow]) -> Iterator[str]:
+    """A line for each case: the rungs that were left out for time, what each needs and what was left for it."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         if row.left_out:
             needs, _, room = (row.reason or "").removeprefix(f"{LEFT_OUT}: ").partition(", and ")
-            found.setdefault(row.case, {}).setdefault(room, []).append(f"{name(row)} {needs}")
+            found.setdefault(row.case, {}).setdefault(room, []).append(f"{row.rung} {needs}")
     for case, by_room in found.items():
         yield f"{case}: " + "; ".join(f"{', '.join(needs)}, and {room}" for room, needs in by_room.items())
 

@@ -46,10 +46,7 @@ def cost_against_time(results: Results, name: str) -> Section | None:
                 for case in cases for row in by_case[case]
             ],
         ),
-        tuple(
-            f"{label} plans one problem after the other, and its cost is of one: it is shown only where the case has one."
-            for label in left_out
-        ),
+        (f"Costs of one problem, shown only where the case has one: {'; '.join(left_out)}.",) if left_out else (),
     )  # fmt: skip
 
 

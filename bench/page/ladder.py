@@ -102,7 +102,7 @@ def waterfall(results: Results, name: str) -> Section | None:
         ),
         (
             *reasons((row for row in every if not row.left_out), "not timed"),
-            *(f"Left out for time at {line}" for line in left_out(every, lambda row: row.label)),
+            *(f"Left out for time at {line}" for line in left_out(every)),
         ),
         _caption([row for row in every if row.samples], against),
     )  # fmt: skip
@@ -135,7 +135,8 @@ def _waterfall(case: str, rows: Sequence[PlanRow], width: int) -> Figure:
     phone = width < PANEL
     left, right = (270, 190) if width == WIDE else (118, 92) if phone else (162, 106)
     against = any(row.rung == "published" for row in rows)
-    times_at = right - 62 if against else right - 4  # of the column of milliseconds
+    right -= 0 if against else 58  # without a column of speeds
+    times_at = right - (62 if against else 4)
     figure = canvas(width, 76 + 24 * len(rows))
     axes = place(figure, left, right, top=34, bottom=40)
     axes.set_xscale("log")

@@ -74,7 +74,7 @@ def reasons(rows: Iterable[OfRung], why: str) -> list[str]:
     labels: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (reason, label), at in cases.items():
         labels.setdefault((reason, tuple(at)), []).append(label)
-    return [f"{', '.join(of)}, {why} at {'; '.join(at)}: {reason}" for (reason, at), of in labels.items()]
+    return [f"{'; '.join(of)}, {why} at {'; '.join(at)}: {reason}" for (reason, at), of in labels.items()]
 
 
 def table(columns: str, rows: Sequence[Sequence[str]]) -> Table:

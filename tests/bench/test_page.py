@@ -125,7 +125,7 @@ def test_a_file_without_rows_is_still_a_page() -> None:
 
 
 def test_rungs_without_a_time_are_listed_with_the_reason(html: str) -> None:
-    told = "cuda graph (label), sgp_fast fused:tile, not timed at 1 × 4×256; 64 × 4×256: there is no GPU here"
+    told = "cuda graph (label); sgp_fast fused:tile, not timed at 1 × 4×256; 64 × 4×256: there is no GPU here"
     assert told in text(html) and text(html).count("not timed at") == 1
     assert "SGP, 15 iterations, fused float32, not measured on hopper-medium: there is no GPU here" in text(html)
     assert "sgp_fast fused:tile, not measured at 1 × 4×256: there is no GPU here" in text(html)
@@ -167,7 +167,7 @@ def test_what_was_left_out_for_time_is_listed_with_the_reason() -> None:
     )  # fmt: skip
     results = Results(synthetic.header(), (*rows, skipped))
     climb, every = ladder.waterfall(results, "x"), plans.plans(results)
-    note = "Left out for time at 1 × 4×256: jax (label) about 300 s, and the rungs before left 20 s"
+    note = "Left out for time at 1 × 4×256: jax about 300 s, and the rungs before left 20 s"
     assert climb is not None and note in climb.notes
     assert every is not None
     line = next(line for line in every.rows if line[1] == "jax (label)")
@@ -265,7 +265,8 @@ def test_costs_of_one_problem_are_not_held_against_those_of_many(full: Results) 
     assert section is not None
     shown = {(line[0], line[1]) for line in section.table.rows}
     assert ("1 × 4×256", "published (label)") in shown and ("64 × 4×256", "published (label)") not in shown
-    assert any(note.startswith("published (label) plans one problem") for note in section.notes)
+    (note,) = section.notes
+    assert note.startswith("Costs of one problem, shown only where the case has one: published (label); ")
     climb = ladder.waterfall(full, "x")
     assert climb is not None
     costs = {(line[0], line[1]): line[-1] for line in climb.table.rows}
