@@ -123,15 +123,18 @@ class Run:
             self.log.add(row)
 
     def acts(self, specs: Sequence[sweep.Spec]) -> None:
-        """Steps of a controller at these sizes."""
+        """Steps of a controller at these sizes: of rungs whose plans have a time there, and that fit."""
         done = {(row.case, row.rung) for row in self.log.of(ActRow)}
+        plans = {row.key: row.p50 for row in self.log.of(PlanRow) if row.p50}
+        budget = max(2.0, 60 * self.settings.minutes * ACTING / len(specs))
         for spec in specs:
             case = spec.make().to(self.settings.device)
-            names = [rung.name for rung in OURS if rung.name in self.settings.rungs and (case.name, rung.name) not in done]
-            if names:
-                self.say(f"{case.name}: act() end to end")
-                budget = max(2.0, 60 * self.settings.minutes * ACTING / len(specs))
-                self._extend(acting.measure(case, names, budget=budget))
+            keys = [(case.name, rung.name) for rung in OURS if rung.name in self.settings.rungs]
+            names = sweep.by_worth(name for at, name in keys if (at, name) in plans and (at, name) not in done)
+            for name in names:
+                if self.settings.chosen or acting.FEWEST * plans[case.name, name] <= self.left:
+                    self.say(f"{case.name}: act() end to end, {name}")
+                    self._extend(acting.measure(case, [name], budget=budget / len(names)))
 
     def cold_costs(self, text: str, rungs: Iterable[str], *, in_time: bool = False) -> None:
         """Of these rungs at a case as `sweep.parse` reads it, each in a process of its own with empty caches.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgp_fast.bench import ladder, records, sweep, tables
+from sgp_fast.bench import acting, ladder, records, sweep, tables
 from sgp_fast.bench.cases import Case
 from sgp_fast.bench.rows import CeilingRow, PlanRow
 from sgp_fast.bench.run import Run, Settings
@@ -89,6 +89,18 @@ def test_a_case_without_a_time_has_no_column() -> None:
     told = tables.text(rows)
     assert "median ms" not in told
     assert told == "without a time\n  cuda graph, fused:tile: there is no GPU here"
+
+
+def test_steps_of_a_controller_are_measured_where_they_fit(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001
+    """By rungs whose plan has a time at that case."""
+    asked: list[tuple[str, float]] = []
+    monkeypatch.setattr(acting, "measure", lambda case, names, budget: asked.extend((name, budget) for name in names) or ())
+    run = Run("run", Settings(minutes=1.0, device=CPU, rungs=("eager", "compiled", "auto")), tmp_path / "rows.jsonl")
+    for name, seconds in (("eager", 20.0), ("auto", 0.1)):
+        row = ladder.left_out(case, name, "", 0)
+        run.log.add(replace(row, samples=(seconds,), reason=None))
+    run.acts([Spec(16, 2, iterations=2)])
+    assert asked == [("auto", 1.5)]
 
 
 def test_the_ceilings_of_the_run_are_what_estimates_are_made_with(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001
