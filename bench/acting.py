@@ -17,6 +17,7 @@ from .rows import ActRow
 from .rungs import OURS
 
 STEPS, LEAST = 100, 5
+FEWEST = 2 + LEAST  # with those that are not counted
 
 
 def measure(case: Case, names: Iterable[str], *, budget: float) -> Iterator[ActRow]:

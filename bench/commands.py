@@ -119,7 +119,9 @@ def static_command(
     """
     from . import static
 
-    arguments = ["--arch", *map(str, arch), "--only", only, *["--list"] * names, *["--check"] * check]
+    if unknown := sorted(set(arch) - set(static.CHIPS)):
+        raise ValueError(f"--arch {unknown[0]} is not known; expected some of {', '.join(map(str, static.CHIPS))}")
+    arguments = ["--arch", *map(str, arch), "--only", only, *["--names"] * names, *["--check"] * check]
     if (status := static.main(arguments + (["--json", str(out)] if out else []))) != 0:
         raise SystemExit(status)
 

@@ -1,14 +1,17 @@
 """The ladder: every rung plans the same problems, is first held against float64, and is then timed turn by turn.
 
-A rung that is not correct has its error and no time; one that cannot run here is listed with the reason. Rungs that plan one
-problem after the other plan the first of a batch, and their time is scaled.
+A rung that is not correct has its error and no time; one that cannot run here, or does not fit in the time that there is, is
+listed with the reason. Rungs that plan one problem after the other plan the first of a batch, and their time is scaled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from . import clock, gate, resources, work
 from .cases import Case
@@ -28,16 +31,24 @@ def measure(
     case: Case,
     rungs: Iterable[str] | None = None,
     *,
-    budget: float = 60.0,
+    share: float = 2.0,
     count: bool = True,
+    expected: Mapping[str, float] | None = None,
+    left: Callable[[], float] = lambda: math.inf,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[PlanRow]:
     """A row for each rung (None: all) at a case: those that have no time as soon as that is known, the others at the end.
 
-    `budget`: seconds for the timed rounds of all rungs together. `count`: operators and bytes too, two more plans a rung.
+    `share`: seconds that the timed rounds of a rung fill. `count`: operators and bytes too, two more plans a rung.
+
+    `left()` are the seconds that there are, `expected` those that rungs are thought to take. Rungs come in the order given:
+    one is begun where it fits beside what those before it still need, and goes on where its first plan says the same.
     """
     rows: dict[str, PlanRow] = {}
     runners: dict[str, Runner] = {}
+    needs: dict[str, float] = {}  # seconds, of those that were begun
+    expected = expected or {}
+    free = lambda: left() - sum(needs.values())  # noqa: E731
     for rung in map(named, RUNGS if rungs is None else rungs):
         say(f"{case.name}: {rung.name}")
         part = case.first(1) if rung.single else case
@@ -45,7 +56,13 @@ def measure(
         try:
             held = resources.graph_bytes(case.device)
             runner = rung.make(part)
-            verdict = gate.judge(rung, part, runner, runner())
+            if (need := expected.get(rung.name, 0.0)) > (room := free()):
+                yield left_out(case, rung.name, f"about {need:,.0f} s", room)
+                continue
+            u, plan = _timed(runner, case)
+            verdict = gate.judge(rung, part, runner, u)
+            if verdict.reason is None and share < plan < free() < math.inf:  # the first one compiled, perhaps
+                _, plan = _timed(runner, case)
             made = resources.graph_bytes(case.device)
             if rung.name.startswith(("fused", "auto")) and held is not None and made is not None:
                 row = replace(row, graphs=max(0.0, made - held))
@@ -56,11 +73,14 @@ def measure(
         if verdict.reason is not None:
             yield replace(row, timed=0, reason=verdict.reason)
             continue
-        rows[rung.name], runners[rung.name] = row, runner
+        if (need := following(plan, share)) > (room := free()):
+            yield left_out(case, rung.name, f"a plan took {plan:,.0f} s", room)
+            continue
+        rows[rung.name], runners[rung.name], needs[rung.name] = row, runner, need
     say(f"{case.name}: {len(runners)} rungs in turns")
     joules: dict[str, float] = {}
     failed: dict[str, str] = {}
-    taken = clock.rounds(runners, case.device, budget=budget, seed=case.name, joules=joules, failed=failed)
+    taken = clock.rounds(runners, case.device, budget=share * len(runners), seed=case.name, joules=joules, failed=failed)
     for name, samples in taken.items():
         if name in failed:
             yield replace(rows[name], timed=0, reason=failed[name])
@@ -68,14 +88,19 @@ def measure(
         scale = len(case.x0) / rows[name].timed
         energy = None if name not in joules else scale * joules[name]
         row = replace(rows[name], samples=tuple(scale * s for s in samples), joules=energy)
-        if count and min(samples) < COUNTED_BELOW:
+        if count and min(samples) < COUNTED_BELOW and left() > 0:
             row = _counted(row, runners[name], case)
         yield row
 
 
-def left_out(case: Case, name: str, seconds: float, left: float) -> PlanRow:
-    """The row of a rung that was not begun: it would have taken about so many seconds, and fewer were left."""
-    reason = f"{LEFT_OUT}: about {seconds:,.0f} s, and {left:,.0f} were left"
+def following(plan: float, share: float) -> float:
+    """Seconds that a rung needs after its first plans, where one takes so long: for its rounds and for what is counted."""
+    return 2 * plan if plan >= COUNTED_BELOW else max(5 * plan, plan + share)
+
+
+def left_out(case: Case, name: str, needs: str, room: float) -> PlanRow:
+    """The row of a rung that was not measured: what it needs, and the seconds that those before it had left."""
+    reason = f"{LEFT_OUT}: {needs}, and the rungs before left {max(0.0, room):,.0f} s"
     return replace(_row(case, named(name), 0), reason=reason)
 
 
@@ -90,6 +115,13 @@ def one_line(why: BaseException) -> str:
     """What an exception says, for a cell of a table; with its type, unless it is one that is raised to be read."""
     text = " ".join(str(why).split())[:300]
     return text if text and isinstance(why, Unavailable | ImportError | ValueError) else f"{type(why).__name__}: {text}"
+
+
+def _timed(runner: Runner, case: Case) -> tuple[Tensor, float]:
+    """The controls of a plan, and its seconds."""
+    found: list[Tensor] = []
+    seconds = clock.seconds(lambda: found.append(runner()), case.device)
+    return found[0], seconds
 
 
 def _row(case: Case, rung: Rung, timed: int) -> PlanRow:

@@ -111,7 +111,7 @@ def profile_command(
     precision: Precision | None = None,
     backend: str = "auto",
     device: Device = "auto",
-    trace: Path | None = Path("trace.json.gz"),  # noqa: B008
+    trace: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Show where an iteration of a plan goes: time and launches by stage, and how far each is from what the machine gives.
@@ -125,9 +125,12 @@ def profile_command(
         precision: Of the networks' products; by default float32, or as the file's own planner says.
         backend: auto, or one of those that `sgp-fast doctor` names.
         device: Where to plan; auto takes the GPU where there is one.
-        trace: Where to write the trace, for https://ui.perfetto.dev; None for no trace.
+        trace: Write a trace here, for https://ui.perfetto.dev; its name ends in .json.gz.
         out: Record the rows here, as JSON lines.
     """
+    for name, value in (("problems", problems), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
     place = device_of(device)
     if out is not None and out.exists():
         raise ValueError(f"{out} exists; give another --out, and it stays as it is")

@@ -70,7 +70,8 @@ class Results:
     def where(self) -> str:
         """The circumstances in a line, for a caption: device, commit, versions."""
         machine, versions = self.header["machine"], self.header["versions"]
-        place = f"{machine['cpu']}, {machine['threads']} threads" if self.device == machine["cpu"] else self.device
+        threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+        place = f"{machine['cpu']}, {threads}" if self.device == machine["cpu"] else self.device
         commit = (self.header["commit"] or "unknown")[:7] + (" with changes" if self.header["changed"] else "")
         told = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "jax") if versions.get(name))
         return f"{place}; commit {commit}; {told}; {self.header['date']}"

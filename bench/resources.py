@@ -8,7 +8,6 @@ import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -52,23 +51,13 @@ def graph_bytes(device: torch.device) -> float | None:
 
 def launches(run: Callable[[], object], device: torch.device) -> int:
     """Kernels that a run starts on a GPU, graphs' own included; on a CPU the operators that Python dispatches."""
-    cuda = device.type == "cuda"
+    if device.type != "cuda":
+        return traces.operators(run)
     with traces.profiler(device) as profiler:
         run()
-        if cuda:
-            torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)
     events = [event for event in profiler.events() or () if not event.is_user_annotation]
-    if cuda:
-        return sum(event.device_type.name == "CUDA" for event in events)
-    return sum(_caller(event) is None for event in events)
-
-
-def _caller(event: Any) -> Any:
-    """The operator that called this one; ranges that people name, as optimisers do, are none."""
-    parent = event.cpu_parent
-    while parent is not None and parent.is_user_annotation:
-        parent = parent.cpu_parent
-    return parent
+    return sum(event.device_type.name == "CUDA" for event in events)
 
 
 def _trim() -> None:

@@ -26,6 +26,7 @@ class Rung:
     make     the runner for a case; raises Unavailable, ImportError or ValueError with the reason why there is none
     single   plans one problem after the other, so that one is timed and scaled to the batch
     exact    finds the plan of the reference, up to rounding; others are judged by the cost that they foresee
+    candidates  control sequences that it rolls out for a problem, where it plans by sampling
     """
 
     name: str
@@ -34,3 +35,9 @@ class Rung:
     make: Callable[[Case], Runner]
     single: bool = False
     exact: bool = True
+    candidates: int = 0
+
+    @property
+    def loop(self) -> bool:
+        """The loop as published, or one improved a little: a baseline that plans one problem after the other."""
+        return self.family == "baseline" and self.single

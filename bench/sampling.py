@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,8 +61,13 @@ def _spread(case: Case, settings: Sampling) -> tuple[float, ...]:
     return tuple((settings.spread * (high - low)).expand(case.init.shape[-1]).tolist())
 
 
+def _rung(name: str, label: str, make: Callable[..., Sampled], settings: Sampling) -> Rung:
+    label = f"{label}, {settings.budget}"
+    return Rung(name, label, "ours", partial(make, settings=settings), exact=False, candidates=settings.evaluated)
+
+
 RUNGS = (
-    Rung("mppi", f"sgp_fast MPPI, {SAMPLING.budget}", "ours", mppi, exact=False),
-    Rung("mppi command", f"sgp_fast MPPI, {COMMAND.budget}", "ours", partial(mppi, settings=COMMAND), exact=False),
-    Rung("cem", f"sgp_fast CEM, {SAMPLING.budget}", "ours", cem, exact=False),
+    _rung("mppi", "sgp_fast MPPI", mppi, SAMPLING),
+    _rung("mppi command", "sgp_fast MPPI", mppi, COMMAND),
+    _rung("cem", "sgp_fast CEM", cem, SAMPLING),
 )

@@ -253,18 +253,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--arch", type=int, nargs="*", choices=sorted(CHIPS), default=sorted(CHIPS), metavar="SM",
                         help="architectures: 80, 90, 100")  # fmt: skip
-    parser.add_argument("--only", default="", help="kernels whose name has this in it; --list shows the names")
-    parser.add_argument("--list", action="store_true", help="print the names of all kernels and compile none")
+    parser.add_argument("--only", default="", help="kernels whose name has this in it; --names shows the names")
+    parser.add_argument("--names", "--list", action="store_true", help="print the names of all kernels and compile none")
     parser.add_argument("--json", type=Path, help="record the rows here")
     parser.add_argument("--check", action="store_true", help="exit 1 where a limit is broken")
     options = parser.parse_args(arguments)
     chosen = {arch: [launch for launch in launches(arch) if options.only in launch.name] for arch in options.arch}
     names = dict.fromkeys(launch.name for found in chosen.values() for launch in found)
-    if options.list:
+    if options.names:
         print("\n".join(names))
         return 0
     if not names:
-        parser.error(f"--only {options.only!r} is in no name; --list shows them")
+        why = f"--only {options.only!r} is in no name of a kernel; --names shows them"
+        if arguments is None:
+            parser.error(why)
+        raise ValueError(why)  # of whoever called, who has a command line of their own
     head, rows = records.header("static"), []
     for arch, found in chosen.items():
         for row in compiled(found, arch):

@@ -5,8 +5,9 @@
     3   problems from 1 to 16,384 at 4×256, then at 4×1024: latency against batch
     4   horizons from 4 to 64, widths from 64 to 1024, iterations from 10 to 200
 
-On GPUs the sizes of high throughput come before single plans. A case is begun only if what is known of the rungs' speed says
-that it fits; what does not fit has a row that says so, and a run that goes on with the file measures it.
+On GPUs the sizes of high throughput come before single plans. A rung is begun only if what is known of its speed says that
+it fits: what users get and the strong baselines first, published loops last. What does not fit has a row that says so, and a
+run that goes on with the file measures it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from typing import Any
 
 from sgp_fast.planner import Precision
 
-from . import ceilings, work
+from . import ceilings, ladder, work
 from .cases import Case, make_case
-from .ladder import named
 from .rows import CeilingRow, PlanRow
 
 PUBLISHED = ((256, 1), (1024, 1), (256, 64), (1024, 64))
@@ -32,6 +32,9 @@ HORIZONS, WIDTHS, ITERATIONS = (4, 16, 32, 64), (64, 128, 512, 1024), (10, 200)
 # The rungs of a sweep: the best of each family. The whole ladder at every size would say the same again, for hours.
 BEST = ("autograd", "adjoint", "compile", "cuda graph", "jax", "eager", "compiled", "fused:tile", "fused:layered",
         "fused:grid", "fused:ring", "auto")  # fmt: skip
+# Who is measured first in a case: what a user of ours gets, and the best of what else there is. Then the rest of ours, what
+# takes a compiler, planners by sampling, and loops over single problems.
+FIRST = ("auto", "adjoint", "autograd", "compiled", "jax", "cuda graph")
 # FLOP/s that a rung is taken to reach before it was measured, on CPUs and GPUs: a low guess costs a case, a high one time.
 GUESS = {"cpu": 2e10, "cuda": 5e12}
 SLOW = {"published": 20.0, "frozen": 15.0, "one rollout": 12.0, "compile max-autotune": 2.0}
@@ -40,8 +43,8 @@ WAITS = {"cpu": 0.0, "cuda": 0.02}
 ONE_LAUNCH = ("cuda graph", "jax", "fused:tile", "fused:layered", "fused:grid", "fused:ring")
 # Rungs whose products are not PyTorch's: what its products reach in a precision says nothing of theirs.
 OWN_PRODUCTS = {"cpu": ("jax", "compiled", "auto"), "cuda": ("jax",)}
-# Plans of a rung that a case takes at least: the check, the rounds, what is counted.
-PLANS = 6
+# A plan whose FLOPs nobody knows, as a part of a rung's rounds.
+SHORT = 1 / 6
 # Seconds before a rung's first plan: compilers, and the reference.
 COLD = {"compile": 90.0, "compile reduce-overhead": 90.0, "compile max-autotune": 180.0, "jax": 5.0}
 
@@ -134,32 +137,42 @@ def estimates(
         if like and not any(row.p50 for row in like):
             found[name] = 0.0  # it cannot run here, and says so at once
             continue
-        part = 1 / len(case.x0) if named(name).single else 1.0
+        rung = ladder.named(name)
+        part = 1 / len(case.x0) if rung.single else 1.0
+        sampled = work.of_candidates(case, rung.candidates) if rung.candidates else None
         measured = [(row.precision, row.p50, needs[row.case]) for row in like if row.p50 and row.case in needs]
         limits = [] if name in OWN_PRODUCTS[case.device.type] else tops
-        plan = share / PLANS if batch is None else _plan(name, batch, part, case, measured, limits)
-        found[name] = COLD.get(name, 0.0) + max(PLANS * plan, 2 * plan + share)
+        plan = SHORT * share if batch is None else _plan(name, batch, sampled or batch, part, case, measured, limits)
+        first = plan if plan <= share else 2 * plan
+        found[name] = COLD.get(name, 0.0) + first + ladder.following(plan, share)
     return found
 
 
-def fitting(found: dict[str, float], left: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The rungs that fit in the seconds left, and those that do not: the dearest are left out first."""
-    kept = dict(found)
-    while kept and sum(kept.values()) > left:
-        del kept[max(kept, key=kept.__getitem__)]
-    return tuple(kept), tuple(name for name in found if name not in kept)
+def by_worth(rungs: Iterable[str]) -> tuple[str, ...]:
+    """Rungs in the order in which they are given time."""
+
+    def rank(name: str) -> int:
+        rung = ladder.named(name)
+        if name in FIRST:
+            return FIRST.index(name)
+        return len(FIRST) + (3 if rung.loop else 2 if rung.candidates else rung.family != "ours")
+
+    return tuple(sorted(rungs, key=rank))
 
 
 def _plan(
-    name: str, flops: float, part: float, case: Case, measured: Sequence[tuple[str, float, float]],
+    name: str, flops: float, own_flops: float, part: float, case: Case, measured: Sequence[tuple[str, float, float]],
     tops: list[CeilingRow],
 ) -> float:
     """Seconds of one plan of that part of the batch: at the rate of the work most like it of what was `measured` (precision,
-    seconds, FLOPs), the last of equals; else a guess, low where there are few rows. Never faster than the ceiling."""
+    seconds, FLOPs), the last of equals; else a guess, low where there are few rows. Never faster than the ceiling.
+
+    `flops` are those of a case, by which measured ones compare; `own_flops` those that this rung needs for it.
+    """
 
     def products(precision: str) -> float:  # seconds of the batch's at the ceiling, none where that was not measured
         top, _ = ceilings.of(tops, precision)
-        return 0.0 if top is None else flops / top
+        return 0.0 if top is None else own_flops / top
 
     own = case.planner.precision
     if measured:
@@ -167,7 +180,9 @@ def _plan(
         precision, seconds, done = min(reversed(best), key=lambda row: abs(math.log(row[2] / flops)))
         batch = seconds * flops / done + max(0.0, products(own) - products(precision))
     else:
-        few = min(1.0, max(0.05, part * len(case.x0) / 64))
+        rung = ladder.named(name)
+        rows = math.inf if rung.loop else part * len(case.x0) * max(1, rung.candidates)  # loops are slow for other reasons
+        few = min(1.0, max(0.05, rows / 64))
         waits = case.planner.iterations * WAITS[case.device.type] if name not in ONE_LAUNCH else 0.0
-        batch = max(flops * SLOW.get(name, 1.0) / GUESS[case.device.type] / few, waits / part)
+        batch = max(own_flops * SLOW.get(name, 1.0) / GUESS[case.device.type] / few, waits / part)
     return part * max(batch, products(own))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -21,10 +22,15 @@ def text(rows: Iterable[Row], ours: str = "auto") -> str:
     other = {rung.name for rung in RUNGS.values() if not rung.exact}
     of: Callable[[type[Any]], list[Any]] = lambda kind: [row for row in rows if isinstance(row, kind)]  # noqa: E731
     plans: list[PlanRow] = of(PlanRow)
-    begun = {row.case for row in plans if not row.left_out}  # the others have no column
-    parts = [ladder(group, ours, other) for group in _groups([row for row in plans if row.case in begun])]
+    timed = {row.case for row in plans if row.samples}  # the others have no column
+    parts = [ladder(group, ours, other) for group in _groups([row for row in plans if row.case in timed])]
     for title, lines in (
-        (f"{LEFT_OUT}, cases of which nothing was measured", _left_out(row for row in plans if row.case not in begun)),
+        ("without a time", _reasons(row for row in plans if not row.left_out)),
+        (LEFT_OUT, (f"  {line}" for line in left_out(row for row in plans if row.case in timed))),
+        (
+            f"{LEFT_OUT}, cases of which nothing was measured",
+            _wrapped(row.case for row in plans if row.left_out and row.case not in timed),
+        ),
         ("act() end to end, median ms a step", map(_act, of(ActRow))),
         ("cold costs, seconds", map(_cold, of(ColdRow))),
         ("ceilings of this run", map(_ceiling, of(CeilingRow))),
@@ -37,18 +43,20 @@ def text(rows: Iterable[Row], ours: str = "auto") -> str:
 def ladder(rows: Iterable[PlanRow], ours: str = "auto", other: Collection[str] = ()) -> str:
     """Rungs down, cases across: median milliseconds of the batch; then how many times faster than each rung `ours` is.
 
-    Rungs in `other` plan by another algorithm: they have times, but no ratio.
+    Rungs in `other` plan by another algorithm: they have times, but no ratio. Those without any time have no line.
     """
     cell = {row.key: row for row in rows}
     cases = list(dict.fromkeys(case for case, _ in cell))
-    rungs = sorted({rung for _, rung in cell}, key=lambda rung: list(RUNGS).index(rung) if rung in RUNGS else -1)
     width = max([14, *(len(case) + 2 for case in cases)])
 
     def p50(case: str, rung: str) -> float | None:
         return cell[case, rung].p50 if (case, rung) in cell else None
 
+    shown = {rung for case, rung in cell if p50(case, rung)}
+    rungs = sorted(shown, key=lambda rung: list(RUNGS).index(rung) if rung in RUNGS else -1)
+
     def line(head: str, words: Iterable[str]) -> str:
-        return f"{head:<24}" + "".join(f"{word:>{width}}" for word in words)
+        return f"{head:<28}" + "".join(f"{word:>{width}}" for word in words)
 
     def ratio(case: str, rung: str) -> str:
         theirs, mine = p50(case, rung), p50(case, ours)
@@ -63,7 +71,7 @@ def ladder(rows: Iterable[PlanRow], ours: str = "auto", other: Collection[str] =
     lines.append(line(f"cost of {ours}", (_cost(cell.get((case, ours))) for case in cases)))
     if len({row.problems for row in cell.values()}) > 1:
         lines.append(f"  a mean over a case's first {CHECKED} problems at most: of other problems in another column")
-    return "\n".join([*lines, *_reasons(cell.values())])
+    return "\n".join(lines)
 
 
 def _cost(row: PlanRow | None) -> str:
@@ -75,25 +83,35 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _reasons(rows: Iterable[PlanRow]) -> Iterator[str]:
-    """A line for each rung that has no time, with the cases that this is so for where it is not so for all."""
+    """A line for each reason why rungs have no time, with the cases that this is so for where they are not all."""
     rows = list(rows)
+    every = {row.case for row in rows}
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        if row.reason and not row.left_out:
-            found.setdefault((row.rung, row.reason), []).append(row.case)
-    for (rung, reason), cases in found.items():
-        yield f"{rung}: {reason} ({'; '.join(cases) if len(cases) < 3 else f'{len(cases)} cases'})"
-    yield from (f"{LEFT_OUT}, {line.strip()}" for line in _left_out(rows))
+        if row.reason:
+            found.setdefault((row.reason, row.rung), []).append(row.case)
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (reason, rung), cases in found.items():
+        alike.setdefault((reason, tuple(cases)), []).append(rung)
+    for (reason, cases), rungs in alike.items():
+        where = "" if set(cases) == every else f" ({'; '.join(cases) if len(cases) < 3 else f'{len(cases)} cases'})"
+        yield f"  {', '.join(rungs)}: {reason}{where}"
 
 
-def _left_out(rows: Iterable[PlanRow]) -> Iterator[str]:
-    """A line for each case with the rungs that were left out for time."""
-    found: dict[str, list[str]] = {}
+def left_out(rows: Iterable[PlanRow]) -> Iterator[str]:
+    """A line for each case: the rungs that were left out for time, what each needs and what was left for it."""
+    found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         if row.left_out:
-            found.setdefault(row.case, []).append(f"{row.rung} {(row.reason or '').removeprefix(LEFT_OUT + ': ')}")
-    for case, rungs in found.items():
-        yield f"  {case}: {'; '.join(rungs)}"
+            needs, _, room = (row.reason or "").removeprefix(f"{LEFT_OUT}: ").partition(", and ")
+            found.setdefault(row.case, {}).setdefault(room, []).append(f"{row.rung} {needs}")
+    for case, by_room in found.items():
+        yield f"{case}: " + "; ".join(f"{', '.join(needs)}, and {room}" for room, needs in by_room.items())
+
+
+def _wrapped(names: Iterable[str]) -> list[str]:
+    """Each once, in lines."""
+    return textwrap.wrap("; ".join(dict.fromkeys(names)), 120, initial_indent="  ", subsequent_indent="  ")
 
 
 def _groups(rows: list[PlanRow]) -> Iterator[list[PlanRow]]:

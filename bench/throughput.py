@@ -27,7 +27,7 @@ def measure(width: int = 256, problems: tuple[int, ...] = (1, 64)) -> Throughput
         for precision in ("float32", "bfloat16"):
             rungs = [rung for rung, of in LABELS if of == precision]
             case = make_case(width, count, precision=precision)
-            rows += ladder.measure(case, rungs, budget=SECONDS * len(rungs) / 2, count=False)
+            rows += ladder.measure(case, rungs, share=SECONDS / 2, count=False)
     return Throughput(f"T = 8, 50 iterations, 4×{width}, 17 states, 6 controls, learned cost", tuple(map(_row, rows)))
 
 

@@ -48,14 +48,29 @@ def record(run: Callable[[], object], device: torch.device, path: Path | None = 
             run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(plain))
-        content = plain.read_bytes()
+    content = _exported(profile)
     if path is not None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(gzip.compress(content, 6))
     return json.loads(content)["traceEvents"]
+
+
+def operators(run: Callable[[], object]) -> int:
+    """How many a run calls on the host, but for those that others call.
+
+    They are read off the trace, which takes a tenth of the time of the profiler's own list of events.
+    """
+    with profiler(torch.device("cpu")) as profile:
+        run()
+    return len(_on_host(json.loads(_exported(profile))["traceEvents"]))
+
+
+def _exported(profile: torch.profiler.profile) -> bytes:
+    """Chrome JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(plain))
+        return plain.read_bytes()
 
 
 def by_stage(events: Iterable[Event]) -> dict[str | None, Started]:

@@ -21,6 +21,15 @@ def of_batch(case: Case) -> tuple[float | None, float | None]:
     return (None, None) if flops is None or moved is None else (flops * n, moved * n)
 
 
+def of_candidates(case: Case, candidates: int) -> float | None:
+    """FLOPs of rolling out so many control sequences for each problem: forward of dynamics and cost; None as above."""
+    networks = [getattr(part, "network", None) for part in (case.problem.dynamics, case.problem.cost)]
+    if any(network is None for network in networks):
+        return None
+    B, T, _ = case.init.shape
+    return float(candidates * B * T * sum(network.spec.flops_per_row() for network in networks if network is not None))
+
+
 def of_stages(case: Case) -> dict[str, tuple[float | None, float | None]]:
     """FLOPs and bytes that each stage needs in an iteration, for the batch of B problems; None where a part is no network.
 

@@ -166,10 +166,12 @@ def _option(args: list[str], name: str) -> Path | None:
 
 def _doctor(rest: list[str]) -> int:
     """Reports on this installation; needs nothing that may be missing, the command line's own library included."""
-    if rest not in ([], ["--json"]):
+    if rest in (["-h"], ["--help"]):
         print("usage: sgp-fast doctor [--json]\n\nShow versions, devices and which backends can run here.\n")
         print("  --json  Print the report as JSON.")
-        return 0 if rest in (["-h"], ["--help"]) else 2
+        return 0
+    if rest not in ([], ["--json"]):
+        raise ValueError(f"doctor takes --json and nothing else; got {' '.join(rest)}")
     doctor = import_module("sgp_fast.doctor")
     report = doctor.report()
     print(import_module("json").dumps(report, indent=2) if rest else doctor.format_report(report))

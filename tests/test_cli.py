@@ -106,6 +106,31 @@ def test_the_docstring_of_settings_tells_each_of_them(
 def test_doctor_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--help"]) == 0
     assert "\n  --json  Print the report as JSON.\n" in capsys.readouterr().out
+    assert cli.main(["doctor", "--x"]) == 2
+    assert capsys.readouterr().err == "sgp-fast: error: doctor takes --json and nothing else; got --x\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("profile --problems -1", "problems is -1; expected at least 1"),
+        ("profile --width 0", "width is 0; expected at least 1"),
+        ("bench run --problem run --problems 0", "problems is 0; expected at least 1"),
+        ("bench run --problem nowhere", "nowhere does not exist; expected the folder of a training run"),
+        ("bench run --resume", "--resume needs --out, the file to go on with"),
+        ("bench static --arch 70", "--arch 70 is not known; expected some of 80, 90, 100"),
+        ("bench static --arch 90 --only zzz", "--only 'zzz' is in no name of a kernel; --names shows them"),
+    ],
+)
+def test_measuring_is_refused_before_any_work(
+    words: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sgp_fast.bench import ceilings
+
+    monkeypatch.setattr(ceilings, "measure", lambda *_: pytest.fail("measured"))
+    assert cli.main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"sgp-fast: error: {told}") and error.count("\n") == 1
 
 
 def test_doctor_needs_no_optional_library() -> None:

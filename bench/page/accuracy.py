@@ -30,6 +30,7 @@ def cost_against_time(results: Results, name: str) -> Section | None:
     rows = [row for row in style.ordered(results.of(PlanRow)) if row.samples and row.cost is not None and style.usual(row)]
     rows = [row for row in rows if row.precision == "float32"]
     by_case = style.grouped((row for row in rows if comparable(row)), lambda row: row.case)
+    by_case = {case: found for case, found in by_case.items() if len(found) > 1}
     cases = [case for case in style.PUBLISHED if case in by_case] or list(by_case)[:MOST_PANELS]
     if not cases:
         return None
@@ -45,10 +46,7 @@ def cost_against_time(results: Results, name: str) -> Section | None:
                 for case in cases for row in by_case[case]
             ],
         ),
-        tuple(
-            f"{label} plans one problem after the other, and its cost is of one: it is shown only where the case has one."
-            for label in left_out
-        ),
+        (f"Costs of one problem, shown only where the case has one: {'; '.join(left_out)}.",) if left_out else (),
     )  # fmt: skip
 
 
@@ -102,7 +100,7 @@ def by_dtype(results: Results, name: str) -> Section | None:
     problems = style.grouped(rows, lambda row: (row.model, row.problems, row.horizon, row.iterations))
     # Problems that were planned in most precisions first, then those of the published benchmark.
     ranked = sorted(
-        problems.values(),
+        (found for found in problems.values() if len(found) > 1),
         key=lambda found: (-len({row.precision for row in found}), _problem(found[0]) not in style.PUBLISHED),
     )[:MOST_PANELS]
     if not ranked:

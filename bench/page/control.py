@@ -15,7 +15,7 @@ from ..cold import AGAINST
 from ..records import Results
 from ..rows import ActRow, ColdRow
 from . import style
-from .section import Section, panels, table
+from .section import Section, panels, reasons, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def cold(results: Results, name: str) -> Section | None:
                 for of in by_case.values() for row in of
             ],
         ),
-        tuple(f"{row.label}, not measured at {row.case}: {row.reason}" for row in rows if row.reason),
+        tuple(reasons(rows, "not measured")),
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def act(results: Results, name: str) -> Section | None:
                 for row in timed
             ],
         ),
-        tuple(f"{row.label}, not measured at {row.case}: {row.reason}" for row in rows if row.reason),
+        tuple(reasons(rows, "not measured")),
     )  # fmt: skip
 
 

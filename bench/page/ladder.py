@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sgp_fast.report.numbers import NONE, number, ratio
+from sgp_fast.report.numbers import number, ratio
 from sgp_fast.report.svg import LINE, MUTED, PANEL, PAPER, WIDE, canvas, end_labels, place, tick_numbers
 
 from ..gate import comparable
 from ..records import Results
 from ..rows import PlanRow
+from ..tables import left_out
 from . import style
-from .section import Section, panels, table
+from .section import Section, panels, reasons, table
+from .words import WORDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,19 +87,37 @@ def waterfall(results: Results, name: str) -> Section | None:
     if not cases:
         return None
     shown = {case: [row for row in by_case[case] if row.samples] for case in cases}
+    every = [row for case in cases for row in by_case[case]]
+    against = any(row.rung == "published" and row.samples for row in every)
     return Section(
         key,
         panels(key, name, {case: partial(_waterfall, case, shown[case]) for case in cases}),
         table(
-            "case|rung|>median, ms|>against published|>error against float64|>cost",
+            f"case|rung|>median, ms|{'>against published|' * against}>error against float64|>cost",
             [
-                (row.case, row.label, style.cell(row.p50, 1e3), ratio(speedup(row, by_case[case])), style.cell(row.error),
-                 style.cell(row.cost if comparable(row) else None))
-                for case in cases for row in by_case[case]
+                (row.case, row.label, style.cell(row.p50, 1e3), *[ratio(speedup(row, by_case[row.case]))] * against,
+                 style.cell(row.error), style.cell(row.cost if comparable(row) else None))
+                for row in every if row.samples or row.error is not None
             ],
         ),
-        tuple(_reasons(row for case in cases for row in by_case[case])),
+        (
+            *reasons((row for row in every if not row.left_out), "not timed"),
+            *(f"Left out for time at {line}" for line in left_out(every)),
+        ),
+        _caption([row for row in every if row.samples], against),
     )  # fmt: skip
+
+
+def _caption(rows: Sequence[PlanRow], against: bool) -> str:
+    """How to read the ladder of these rows, of colours those that occur."""
+    inks, families = style.ink_names(rows), {row.family for row in rows}
+    colours = [f"{', '.join(inks).capitalize()}: the same algorithm by other means."] if inks else []
+    if "peer" in families:
+        colours.append("Purple: planners of other libraries over the same models, which look for a plan in another way.")
+    if "ours" in families:
+        colours.append("Blue and black: ours.")
+    speed = ", and how many times the speed of the loop as published" if against else ""
+    return WORDS["ladder"].caption.format(speed=speed, colours=" ".join(colours))
 
 
 def _float32(results: Results) -> list[PlanRow]:
@@ -114,6 +134,9 @@ def speedup(row: PlanRow, others: Sequence[PlanRow], of: str = "published") -> f
 def _waterfall(case: str, rows: Sequence[PlanRow], width: int) -> Figure:
     phone = width < PANEL
     left, right = (270, 190) if width == WIDE else (118, 92) if phone else (162, 106)
+    against = any(row.rung == "published" for row in rows)
+    right -= 0 if against else 58  # without a column of speeds
+    times_at = right - (62 if against else 4)
     figure = canvas(width, 76 + 24 * len(rows))
     axes = place(figure, left, right, top=34, bottom=40)
     axes.set_xscale("log")
@@ -128,22 +151,17 @@ def _waterfall(case: str, rows: Sequence[PlanRow], width: int) -> Figure:
         ends = [1e3 * (row.quantile(q) or 0.0) for q in (0.2, 0.8)]
         axes.plot(ends, (-i, -i), color=MUTED, linewidth=1.2)
         style.side_note(axes, row.label if width == WIDE else row.rung, -i, -left, ink, at=0)
-        style.side_note(axes, f"{number(middle)}", -i, right - 62, ink, fontweight="bold", ha="right")
-        times = speedup(row, rows)
-        style.side_note(axes, ratio(times) if times else NONE, -i, right - 4, ink, ha="right")
+        style.side_note(axes, f"{number(middle)}", -i, times_at, ink, fontweight="bold", ha="right")
+        if against:
+            style.side_note(axes, ratio(speedup(row, rows)), -i, right - 4, ink, ha="right")
         if i and row.family != rows[i - 1].family:
             style.rule(axes, -i + 0.5)
     style.heading(axes, case, left)
-    style.corner(axes, "ms", right - 62)
-    style.corner(axes, "speed", right - 4)
+    style.corner(axes, "ms", times_at)
+    if against:
+        style.corner(axes, "speed", right - 4)
     axes.set_yticks([])
     axes.grid(True, axis="x", color=LINE)
     axes.set_xlabel("ms a batch", loc="right", labelpad=4)
     style.log_axis(axes.xaxis, 4 if width <= PANEL else 5)
     return figure
-
-
-def _reasons(rows) -> list[str]:  # noqa: ANN001
-    """A sentence for each rung that has no time, with its cases where they are not all."""
-    found = style.grouped((row for row in rows if row.reason), lambda row: (row.label, row.reason))
-    return [f"{label}, not timed at {'; '.join(row.case for row in of)}: {reason}" for (label, reason), of in found.items()]

@@ -51,7 +51,7 @@ def roofline(results: Results, name: str) -> Section | None:
     for precision in PRECISIONS:
         for draw, points, told in ((_draw_plans, plans, ""), (_draw_stages, stages, "stages, ")):
             mine = [point for point in points if point.precision == precision]
-            if mine and copy is not None and precision in products:
+            if len(mine) > 1 and copy is not None and precision in products:
                 drawings[told + precision] = partial(draw, precision, mine, copy, products[precision])
                 shown += mine
     if not drawings:

@@ -47,6 +47,7 @@ def _file(name: str, results: Results, ident: str) -> dict[str, Any]:
         "device": results.device,
         "where": results.where,
         "facts": plans.facts(results),
+        "unclaimed": plans.unclaimed(results),
         "sections": [_section(section, ident) for section in sections],
         "missing": [words for key, words in WORDS.items() if key not in shown],
         "plans": plans.plans(results),
@@ -59,6 +60,7 @@ def _section(section: Section, ident: str) -> dict[str, Any]:
     return {
         "id": f"{ident}-{section.key}",
         "words": section.words,
+        "caption": section.caption or section.words.caption,
         "panels": section.panels,
         "notes": section.notes,
         "table": section.table,

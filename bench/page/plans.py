@@ -66,17 +66,38 @@ def ceilings(results: Results) -> Table | None:
 
 
 def facts(results: Results) -> list[dict[str, str]]:
-    """At each published case: what a user of ours gets, `auto`, against the fastest other rung and the published loop."""
+    """At each published case: what a user of ours gets, `auto`, against the fastest other rung and the published loop.
+
+    None where no strong baseline was measured: beside slow loops alone, anything is fast.
+    """
     found = []
-    rows = [row for row in style.ordered(results.of(PlanRow)) if row.precision == "float32" and row.p50]
-    for case in style.PUBLISHED:
-        of = [row for row in rows if row.case == case]
-        ours = next((row for row in of if row.rung == "auto"), None)
-        other = min((row for row in of if row.family == "baseline"), key=lambda row: row.p50 or 0.0, default=None)
-        if ours is None or other is None:
+    for case, of in _published(results).items():
+        timed = [row for row in of if row.p50]
+        ours = next((row for row in timed if row.rung == "auto"), None)
+        if ours is None or not any(map(style.strong, timed)):
             continue
-        times = speedup(ours, of)
+        other = min((row for row in timed if row.family == "baseline"), key=lambda row: row.p50 or 0.0)
+        times = speedup(ours, timed)
         loop = f", and {ratio(times)} that of the published loop" if times and other.rung != "published" else ""
-        text = f"the speed of {other.label}, the fastest other way measured here{loop}"
-        found.append({"value": ratio(speedup(ours, of, other.rung)), "case": case, "text": text})
+        missing = [row.rung for row in of if row.left_out and style.strong(row)]
+        without = f" ({', '.join(missing)}: left out for time)" if missing else ""
+        text = f"the speed of {other.label}, the fastest other way measured here{without}{loop}"
+        found.append({"value": ratio(speedup(ours, timed, other.rung)), "case": case, "text": text})
     return found
+
+
+def unclaimed(results: Results) -> str | None:
+    """A sentence about the published cases at which ours was measured, and no strong baseline; None where there are none."""
+    cases = [
+        case for case, of in _published(results).items()
+        if any(row.p50 and row.family == "ours" for row in of) and not any(row.p50 and style.strong(row) for row in of)
+    ]  # fmt: skip
+    if not cases:
+        return None
+    return f"No speed is claimed at {'; '.join(cases)}: no baseline that plans a whole batch at once was measured there."
+
+
+def _published(results: Results) -> dict[str, list[PlanRow]]:
+    """The rows of each published case."""
+    by_case = style.grouped(style.ordered(results.of(PlanRow)), lambda row: row.case)
+    return {case: by_case[case] for case in style.PUBLISHED if case in by_case}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgp_fast.report.svg import NARROW, PANEL, WIDE, render
 
+from ..rows import OfRung
 from .words import WORDS, Words
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """A figure and its numbers; `notes` say what is not in it and why."""
+    """A figure and its numbers; `notes` say what is not in it and why, `caption` how to read it where the words do not."""
 
     key: str
     panels: tuple[Panel, ...]
     table: Table
     notes: tuple[str, ...] = ()
+    caption: str = ""
 
     @property
     def words(self) -> Words:
@@ -61,6 +63,18 @@ def panels(key: str, name: str, drawings: Mapping[str, Draw]) -> tuple[Panel, ..
         (subject,) = drawings
         return (Panel(*(draw(f"w{width}", subject, width, 13) for width in (WIDE, NARROW))),)
     return tuple(Panel(draw(str(i), subject, PANEL, 12)) for i, subject in enumerate(drawings))
+
+
+def reasons(rows: Iterable[OfRung], why: str) -> list[str]:
+    """A sentence for each reason for which rungs have no numbers, with them and their cases; `why` says "not timed"."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.reason:
+            cases.setdefault((row.reason, row.label), []).append(row.case)
+    labels: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (reason, label), at in cases.items():
+        labels.setdefault((reason, tuple(at)), []).append(label)
+    return [f"{'; '.join(of)}, {why} at {'; '.join(at)}: {reason}" for (reason, at), of in labels.items()]
 
 
 def table(columns: str, rows: Sequence[Sequence[str]]) -> Table:

@@ -10,6 +10,7 @@ from sgp_fast.report.numbers import number
 from sgp_fast.report.svg import INK, LINE, MUTED, PAPER, color, tick_numbers
 
 from ..rows import PlanRow
+from ..rungs import RUNGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,12 @@ _RUNGS = {
     "fused:grid": ("sgp_teal", "v"),
     "fused:ring": ("sgp_dark", "v"),
     "auto": ("ink", "o"),
+    "mppi": ("sgp_teal", "o"),
+    "mppi command": ("sgp_teal", "s"),
+    "cem": ("sgp_teal", "^"),
 }
+# What the colours of baselines are called in a caption.
+INKS = {"behavior": "grey", "random_shooting": "amber", "no_score": "orange", "cem": "green"}
 # A rung that is not in the table looks like its family.
 _FAMILIES = {"baseline": ("behavior", "P"), "peer": ("peer", "o"), "ours": ("sgp", "P")}
 _PEER_MARKERS = "os^Dv"
@@ -64,6 +70,12 @@ def look_of(rung: str, family: str = "ours") -> tuple[str, str]:
     return color(name), marker
 
 
+def ink_names(rows: Iterable[PlanRow]) -> list[str]:
+    """The colours of the baselines among the rows, by name."""
+    used = {_RUNGS.get(row.rung, _FAMILIES["baseline"])[0] for row in rows if row.family == "baseline"}
+    return [word for ink, word in INKS.items() if ink in used]
+
+
 def planner_look(planner: str) -> tuple[str, str]:
     """Colour and line style of a planner; a sampling planner with score has the colour of its kind, dashed."""
     kind = planner.removesuffix(" with score")
@@ -71,9 +83,15 @@ def planner_look(planner: str) -> tuple[str, str]:
 
 
 def ordered(rows: Iterable[PlanRow]) -> list[PlanRow]:
-    """Baselines, then peers, then ours, in each as they stand in the file; of the same case and rung only the last."""
+    """Baselines, then peers, then ours, in each in the ladder's order; of the same case and rung only the last."""
     last = {row.key: row for row in rows}
-    return sorted(last.values(), key=lambda row: FAMILIES.index(row.family))
+    order = {name: i for i, name in enumerate(RUNGS)}
+    return sorted(last.values(), key=lambda row: (FAMILIES.index(row.family), order.get(row.rung, len(order))))
+
+
+def strong(row: PlanRow) -> bool:
+    """A baseline that plans the whole batch at once: what a speed can be claimed against."""
+    return row.family == "baseline" and not (row.rung in RUNGS and RUNGS[row.rung].loop)
 
 
 def usual(row: PlanRow) -> bool:

@@ -10,7 +10,7 @@ _QUALITY = "sgp-fast bench quality FILE"
 
 @dataclass(frozen=True)
 class Words:
-    """`what` completes "Not measured here: …"; `command` measures it."""
+    """`what` completes "Not measured here: …"; `command` measures it. The ladder fills its caption's gaps."""
 
     title: str
     caption: str
@@ -21,10 +21,8 @@ class Words:
 WORDS = {
     "ladder": Words(
         "The ladder",
-        "Median time to plan the whole batch in float32, on a logarithmic axis, and how many times the speed of the loop "
-        "as published. Grey, amber, orange, green: the same algorithm by other means. Purple: planners of other "
-        "libraries over the same models, which look for a plan in another way. Blue: ours. The fine line at the end of a "
-        "bar: from the 20th to the 80th percentile.",
+        "Median time to plan the whole batch in float32, on a logarithmic axis{speed}. {colours} The fine line at the end "
+        "of a bar: from the 20th to the 80th percentile.",
         "each way to plan the same problems, from the published loop to ours",
         _RUN,
     ),
@@ -43,7 +41,7 @@ WORDS = {
         "copy (slanted) and a big matrix product (level). Weights that fit a cache are read faster than much memory is "
         "copied, so a small network may stand above the slanted line. Filled: ours, a line a model; hollow: the fastest "
         "other way at that case.",
-        "reached FLOP/s beside what the machine gives at most, measured in the same run",
+        "reached FLOP/s, of two ways to plan at least, beside what the machine gives at most, measured in the same run",
         _RUN,
     ),
     "cost": Words(
@@ -53,7 +51,7 @@ WORDS = {
         "find the same plan and so stand at one height. Sampling planners look at the task cost alone and ignore the "
         "score: a lower cost at a higher penalty is a plan that trusts the model where it has seen no data, not a better "
         "plan.",
-        "the cost that each rung’s plan reaches beside the time that it takes",
+        "the cost that each rung’s plan reaches beside the time that it takes, which needs two rungs at a case",
         _RUN,
     ),
     "accuracy": Words(
@@ -61,7 +59,7 @@ WORDS = {
         "Above: the relative error of the controls against the float64 reference, ‖u − u₆₄‖/‖u₆₄‖, on a logarithmic "
         "axis. The dark bars are the limits that a rung must keep to be timed at all; a cross broke its limit. Below: "
         "the mean cost against the median float32 cost of the same problems, in percent of it.",
-        "the error of every rung against the float64 reference, by the precision of its products",
+        "the error of every rung against the float64 reference, by the precision of its products, which needs two rungs",
         "sgp-fast bench run --minutes 10 --out FILE",
     ),
     "budget": Words(

@@ -15,11 +15,12 @@ no terminal cost and no penalty on changes. All else is Unavailable, with the re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from ..cases import Case
-from ..rung import Rung
-from .models import COMMAND, SAMPLING
+from ..rung import Rung, Runner
+from .models import COMMAND, SAMPLING, Sampling
 from .pytorch_mppi_plan import PytorchMPPI, pytorch_mppi
 from .torchrl_plan import torchrl_cem, torchrl_mppi
 from .worldmodel_plan import stable_worldmodel
@@ -29,15 +30,20 @@ def _batched(case: Case) -> PytorchMPPI:
     return pytorch_mppi(case, batched=True)
 
 
-_BUDGET = SAMPLING.budget
+def _sampling(
+    name: str, label: str, make: Callable[[Case], Runner], *, settings: Sampling = SAMPLING, single: bool = False
+) -> Rung:
+    label = f"{label}, {settings.budget}"
+    return Rung(name, label, "peer", make, single=single, exact=False, candidates=settings.evaluated)
+
+
 RUNGS: tuple[Rung, ...] = (
-    Rung("pytorch_mppi", f"pytorch_mppi MPPI, {_BUDGET}", "peer", pytorch_mppi, single=True, exact=False),
-    Rung(
-        "pytorch_mppi command", f"pytorch_mppi MPPI, {COMMAND.budget}", "peer", partial(pytorch_mppi, settings=COMMAND),
-        single=True, exact=False,
+    _sampling("pytorch_mppi", "pytorch_mppi MPPI", pytorch_mppi, single=True),
+    _sampling(
+        "pytorch_mppi command", "pytorch_mppi MPPI", partial(pytorch_mppi, settings=COMMAND), settings=COMMAND, single=True
     ),
-    Rung("pytorch_mppi batched", f"pytorch_mppi MPPI_Batched, {_BUDGET}", "peer", _batched, exact=False),
-    Rung("torchrl mppi", f"TorchRL MPPI, {_BUDGET}", "peer", torchrl_mppi, exact=False),
-    Rung("torchrl cem", f"TorchRL CEM, {_BUDGET}", "peer", torchrl_cem, exact=False),
+    _sampling("pytorch_mppi batched", "pytorch_mppi MPPI_Batched", _batched),
+    _sampling("torchrl mppi", "TorchRL MPPI", torchrl_mppi),
+    _sampling("torchrl cem", "TorchRL CEM", torchrl_cem),
     Rung("stable-worldmodel", "stable-worldmodel gradient solver", "peer", stable_worldmodel),
-)  # fmt: skip
+)

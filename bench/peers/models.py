@@ -45,6 +45,11 @@ class Sampling:
     rows: int = 1 << 18
 
     @property
+    def evaluated(self) -> int:
+        """Candidates of a plan."""
+        return self.iterations * self.candidates
+
+    @property
     def budget(self) -> str:
         """For labels: `5 × 512 candidates`."""
         return f"{self.iterations} × {self.candidates:,} candidates"

@@ -38,7 +38,7 @@ def exact(case: Case):  # noqa: ANN201
 
 def test_a_right_rung_has_times_cost_and_circumstances(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     with_rungs(monkeypatch, rung("right", exact))
-    (row,) = ladder.measure(case, budget=0.01)
+    (row,) = ladder.measure(case, share=0.01)
     assert row.reason is None and len(row.samples) >= 2 and row.timed == row.problems == 3
     assert row.error is not None and row.limit is not None and row.error < 1e-5 < row.limit
     plan = sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend="eager")
@@ -61,10 +61,10 @@ def test_a_right_rung_has_times_cost_and_circumstances(case: Case, monkeypatch: 
 )
 def test_a_wrong_rung_has_an_error_and_no_time(case: Case, monkeypatch: pytest.MonkeyPatch, spoil, told: str) -> None:  # noqa: ANN001
     with_rungs(monkeypatch, rung("wrong", lambda case: lambda: spoil(exact(case)())), rung("right", exact))
-    wrong, right = ladder.measure(case, budget=0.01, count=False)
+    wrong, right = ladder.measure(case, share=0.01, count=False)
     assert not wrong.samples and wrong.reason is not None and told in wrong.reason
     assert right.samples
-    assert told in tables.ladder([wrong, right], ours="right")
+    assert told in tables.text([wrong, right], ours="right")
 
 
 @pytest.mark.parametrize("why", [Unavailable("no such device"), ImportError("no such library"), RuntimeError("out of it")])
@@ -75,7 +75,7 @@ def test_a_rung_that_cannot_run_is_listed_with_the_reason(
         raise why
 
     with_rungs(monkeypatch, rung("absent", never))
-    (row,) = ladder.measure(case, budget=0.01)
+    (row,) = ladder.measure(case, share=0.01)
     # What nobody raised on purpose tells its type, too.
     assert row.reason == (f"RuntimeError: {why}" if type(why) is RuntimeError else str(why)) and row.timed == 0
 
@@ -89,8 +89,62 @@ def test_one_problem_of_a_batch_is_planned_by_a_rung_that_plans_singly(case: Cas
 
     with_rungs(monkeypatch, rung("single", single, single=True), rung("batch", exact))
     monkeypatch.setattr(clock, "rounds", lambda runs, *_, **__: {name: [0.5, 0.5] for name in runs})
-    row, batch = ladder.measure(case, budget=0.01, count=False)
+    row, batch = ladder.measure(case, share=0.01, count=False)
     assert seen == [1] and row.timed == 1 and row.p50 == 1.5 and batch.p50 == 0.5
+
+
+class Clock:
+    """Time that passes by plans alone, and a run that ends at `until`."""
+
+    def __init__(self, until: float) -> None:
+        self.now, self.until = 0.0, until
+
+    def rung(self, name: str, *plans: float) -> Rung:
+        """One whose plans take so long, the last as all that follow."""
+
+        def make(case: Case):  # noqa: ANN202
+            found, took = exact(case)(), list(plans)
+
+            def run() -> Tensor:
+                self.now += took.pop(0) if len(took) > 1 else took[0]
+                return found
+
+            return run
+
+        return rung(name, make)
+
+    def seconds(self, run, _device: torch.device) -> float:  # noqa: ANN001
+        began = self.now
+        run()
+        return self.now - began
+
+    def left(self) -> float:
+        return self.until - self.now
+
+
+def test_a_rung_is_begun_and_goes_on_where_it_fits(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first plan that takes longer than was thought is all that it costs; one that compiled does not count."""
+    time = Clock(until=100.0)
+    plans = {"quick": (1.0,), "slow": (25.0,), "dear": (1.0,), "compiles": (20.0, 2.0), "late": (12.0,)}
+    with_rungs(monkeypatch, *(time.rung(name, *took) for name, took in plans.items()))
+    monkeypatch.setattr(clock, "seconds", time.seconds)
+    expected = {"quick": 6.0, "slow": 6.0, "dear": 99.0, "compiles": 6.0, "late": 1.0}
+    rows = {row.rung: row for row in ladder.measure(case, share=1.0, count=False, expected=expected, left=time.left)}
+    assert rows["quick"].p50 == 1.0 and rows["compiles"].p50 == 2.0
+    assert rows["slow"].reason == "left out for time: a plan took 25 s, and the rungs before left 44 s"
+    assert rows["dear"].reason == "left out for time: about 99 s, and the rungs before left 44 s"
+    assert (rows["late"].reason or "").startswith("left out for time: a plan took 12 s")
+    assert all(rows[name].left_out and not rows[name].samples for name in ("slow", "dear", "late"))
+    assert time.now <= time.until
+
+
+def test_what_cannot_run_is_not_said_to_lack_time(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(case: Case):  # noqa: ANN202
+        raise Unavailable("no such device")
+
+    with_rungs(monkeypatch, rung("absent", never))
+    (row,) = ladder.measure(case, expected={"absent": 10.0}, left=lambda: 1.0)
+    assert row.reason == "no such device" and not row.left_out
 
 
 @dataclass(frozen=True)
@@ -112,7 +166,7 @@ def test_a_planner_of_another_kind_is_judged_by_what_it_foresees(
     case: Case, monkeypatch: pytest.MonkeyPatch, off: float, right: bool
 ) -> None:
     with_rungs(monkeypatch, rung("sampling", lambda case: Sampling(case, off), exact=False))
-    (row,) = ladder.measure(case, budget=0.01, count=False)
+    (row,) = ladder.measure(case, share=0.01, count=False)
     assert bool(row.samples) is right
     assert row.error == pytest.approx(off, rel=1e-2)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from sgp_fast.bench import page
-from sgp_fast.bench.page import accuracy, ladder, limits, plans, returns
+from sgp_fast.bench.page import accuracy, ladder, limits, plans, returns, style
 from sgp_fast.bench.page.words import WORDS
 from sgp_fast.bench.records import Results, write
 from sgp_fast.bench.rows import CeilingRow, ColdRow, KernelRow, PlanRow, ReturnRow
+from sgp_fast.bench.rungs import RUNGS
 
 from . import synthetic
 
@@ -124,7 +125,8 @@ def test_a_file_without_rows_is_still_a_page() -> None:
 
 
 def test_rungs_without_a_time_are_listed_with_the_reason(html: str) -> None:
-    assert "cuda graph (label), not timed at 1 × 4×256; 64 × 4×256: there is no GPU here" in text(html)
+    told = "cuda graph (label); sgp_fast fused:tile, not timed at 1 × 4×256; 64 × 4×256: there is no GPU here"
+    assert told in text(html) and text(html).count("not timed at") == 1
     assert "SGP, 15 iterations, fused float32, not measured on hopper-medium: there is no GPU here" in text(html)
     assert "sgp_fast fused:tile, not measured at 1 × 4×256: there is no GPU here" in text(html)
 
@@ -157,7 +159,7 @@ def test_kernels_have_their_registers_and_those_that_spill_are_counted(html: str
 
 
 def test_what_was_left_out_for_time_is_listed_with_the_reason() -> None:
-    why = "left out for time: about 300 s, and 20 were left"
+    why = "left out for time: about 300 s, and the rungs before left 20 s"
     rows = [row for row in synthetic.plans(256, 1, "float32") if isinstance(row, PlanRow) and row.rung != "jax"]
     skipped = PlanRow(
         case="1 × 4×256", model="4×256", problems=1, horizon=8, iterations=50, precision="float32", device="cpu", rung="jax",
@@ -165,7 +167,8 @@ def test_what_was_left_out_for_time_is_listed_with_the_reason() -> None:
     )  # fmt: skip
     results = Results(synthetic.header(), (*rows, skipped))
     climb, every = ladder.waterfall(results, "x"), plans.plans(results)
-    assert climb is not None and f"jax (label), not timed at 1 × 4×256: {why}" in climb.notes
+    note = "Left out for time at 1 × 4×256: jax about 300 s, and the rungs before left 20 s"
+    assert climb is not None and note in climb.notes
     assert every is not None
     line = next(line for line in every.rows if line[1] == "jax (label)")
     assert line[-1] == why and set(line[3:-1]) == {"–"}
@@ -215,12 +218,55 @@ def test_facts_are_held_against_the_fastest_other_rung(full: Results) -> None:
     assert plans.facts(slower)[0]["value"] == "0.3×"
 
 
+def only(results: Results, case: str, *rungs: str) -> Results:
+    """The plans of these rungs at a case."""
+    return Results(results.header, tuple(row for row in results.of(PlanRow) if row.case == case and row.rung in rungs))
+
+
+def test_no_speed_is_claimed_beside_loops_alone(full: Results) -> None:
+    loops = only(full, "64 × 4×256", "published", "one rollout", "auto")
+    told = "No speed is claimed at 64 × 4×256: no baseline that plans a whole batch at once was measured there."
+    assert plans.facts(loops) == [] and plans.unclaimed(loops) == told and told in text(page.render([("loops", loops)]))
+    jax = next(row for row in full.of(PlanRow) if row.key == ("64 × 4×256", "jax"))
+    absent = replace(jax, samples=(), reason="left out for time: about 9 s, and the rungs before left 1 s")
+    weaker = Results(full.header, (*only(full, "64 × 4×256", "published", "adjoint", "auto").rows, absent))
+    (fact,) = plans.facts(weaker)
+    assert "adjoint (label), the fastest other way measured here (jax: left out for time), and " in fact["text"]
+    assert plans.unclaimed(weaker) is None and plans.unclaimed(full) is None
+
+
+def test_the_ladder_says_what_it_shows(full: Results) -> None:
+    """No column of speeds without the loop that they are held against; no colour that does not occur."""
+    every, few = ladder.waterfall(full, "x"), ladder.waterfall(only(full, "64 × 4×256", "adjoint", "jax", "auto"), "x")
+    assert every is not None and few is not None
+    assert "against published" in every.table.columns and "as published. Grey, amber, green: the same" in every.caption
+    assert "against published" not in few.table.columns and "published" not in few.caption
+    assert "axis. Grey, green: the same algorithm by other means. Blue and black: ours. The fine line" in few.caption
+
+
+def test_rungs_look_unlike_each_other(full: Results) -> None:
+    ours = [rung for rung in RUNGS.values() if rung.family != "peer"]
+    assert len({style.look_of(rung.name, rung.family) for rung in ours}) == len(ours)
+
+
+def test_a_figure_of_a_single_point_is_left_out(full: Results) -> None:
+    rows = (*only(full, "64 × 4×256", "compiled").rows, *full.of(CeilingRow))
+    one = Results(full.header, rows)
+    assert accuracy.cost_against_time(one, "x") is accuracy.by_dtype(one, "x") is limits.roofline(one, "x") is None
+
+
+def test_one_thread_is_one() -> None:
+    machine = synthetic.header()["machine"] | {"threads": 1}
+    assert "Synthetic CPU, 1 thread; commit" in small(machine=machine).where
+
+
 def test_costs_of_one_problem_are_not_held_against_those_of_many(full: Results) -> None:
     section = accuracy.cost_against_time(full, "x")
     assert section is not None
     shown = {(line[0], line[1]) for line in section.table.rows}
     assert ("1 × 4×256", "published (label)") in shown and ("64 × 4×256", "published (label)") not in shown
-    assert any(note.startswith("published (label) plans one problem") for note in section.notes)
+    (note,) = section.notes
+    assert note.startswith("Costs of one problem, shown only where the case has one: published (label); ")
     climb = ladder.waterfall(full, "x")
     assert climb is not None
     costs = {(line[0], line[1]): line[-1] for line in climb.table.rows}

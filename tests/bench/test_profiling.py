@@ -196,3 +196,6 @@ def test_the_command_prints_the_table_and_writes_what_it_is_asked_to(
     with pytest.raises(ValueError, match=r"ends in \.json\.gz"):
         profiling.profile_command(**options, trace=tmp_path / "trace.txt")
     assert out.read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    profiling.profile_command(**options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json.gz", "rows.jsonl"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgp_fast.bench import ladder, records, sweep, tables
+from sgp_fast.bench import acting, ladder, records, sweep, tables
 from sgp_fast.bench.cases import Case
 from sgp_fast.bench.rows import CeilingRow, PlanRow
 from sgp_fast.bench.run import Run, Settings
@@ -28,11 +28,12 @@ def case() -> Case:
 
 @pytest.fixture(autouse=True)
 def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every rung takes a tenth of a second, and nothing is planned."""
+    """Every rung takes a tenth of a second where it fits, and nothing is planned."""
 
-    def measure(case: Case, names, **_) -> Iterator[PlanRow]:  # noqa: ANN001, ANN003
+    def measure(case: Case, names, *, expected, left, **_) -> Iterator[PlanRow]:  # noqa: ANN001, ANN003
         for name in names:
-            yield replace(ladder.left_out(case, name, 0, 0), samples=(0.1,), timed=len(case.x0), reason=None)
+            row = ladder.left_out(case, name, f"about {expected[name]:,.0f} s", left())
+            yield row if expected[name] > left() else replace(row, samples=(0.1,), timed=len(case.x0), reason=None)
 
     monkeypatch.setattr(ladder, "measure", measure)
 
@@ -49,10 +50,10 @@ def test_what_does_not_fit_is_left_out_and_measured_later(tmp_path: Path, case: 
     assert first.dropped
     found = {row.rung: row for row in records.read(path).of(PlanRow)}  # held to the schema
     assert found["eager"].p50 == 0.1 and not found["jax"].samples
-    assert (found["jax"].reason or "").startswith("left out for time: about 10,000 s, and ")
+    assert (found["jax"].reason or "").startswith("left out for time: about 10,000 s, and the rungs before left ")
     told = tables.text(first.log.rows)
-    assert "—" in next(line for line in told.splitlines() if line.startswith("jax"))
-    assert f"left out for time, {case.name}: jax about 10,000 s" in told
+    assert not [line for line in told.splitlines() if line.startswith("jax")]
+    assert f"left out for time\n  {case.name}: jax about 10,000 s, and the rungs before left " in told
 
     monkeypatch.setattr(sweep, "estimates", lambda case, names, *_: dict.fromkeys(names, 1.0))
     second = begin(path, resume=True)
@@ -79,7 +80,27 @@ def test_a_case_that_was_left_out_whole_is_a_line_and_no_column(tmp_path: Path, 
     assert [row.rung for row in run.log.of(PlanRow)] == list(RUNGS)
     told = tables.text(run.log.rows)
     assert "median ms" not in told and "cases of which nothing was measured" in told
-    assert f"{case.name}: eager about 10,000 s, and 57 were left; jax" in told
+    assert told.endswith(f"\n  {case.name}")
+
+
+def test_a_case_without_a_time_has_no_column() -> None:
+    """Its rungs cannot run here, or are wrong; a line for each reason says so."""
+    rows = [row for row in synthetic.plans(256, 64, "float32") if isinstance(row, PlanRow) and row.reason]
+    told = tables.text(rows)
+    assert "median ms" not in told
+    assert told == "without a time\n  cuda graph, fused:tile: there is no GPU here"
+
+
+def test_steps_of_a_controller_are_measured_where_they_fit(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001
+    """By rungs whose plan has a time at that case."""
+    asked: list[tuple[str, float]] = []
+    monkeypatch.setattr(acting, "measure", lambda case, names, budget: asked.extend((name, budget) for name in names) or ())
+    run = Run("run", Settings(minutes=1.0, device=CPU, rungs=("eager", "compiled", "auto")), tmp_path / "rows.jsonl")
+    for name, seconds in (("eager", 20.0), ("auto", 0.1)):
+        row = ladder.left_out(case, name, "", 0)
+        run.log.add(replace(row, samples=(seconds,), reason=None))
+    run.acts([Spec(16, 2, iterations=2)])
+    assert asked == [("auto", 1.5)]
 
 
 def test_the_ceilings_of_the_run_are_what_estimates_are_made_with(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001

@@ -9,6 +9,7 @@ import pytest
 
 from sgp_fast.bench import ladder, sweep, work
 from sgp_fast.bench.rows import CeilingRow, PlanRow
+from sgp_fast.bench.rungs import RUNGS
 from sgp_fast.bench.sweep import BEST, Spec
 
 
@@ -59,7 +60,7 @@ def top(precision: str, value: float) -> CeilingRow:
 
 def seconds(plan: float, share: float = 1.0) -> Any:
     """Of a rung whose plan takes so long."""
-    return pytest.approx(max(sweep.PLANS * plan, 2 * plan + share))
+    return pytest.approx((plan if plan <= share else 2 * plan) + ladder.following(plan, share))
 
 
 def test_what_was_measured_tells_what_a_case_will_take() -> None:
@@ -110,12 +111,32 @@ def test_what_cannot_run_costs_nothing() -> None:
 
 def test_what_was_left_out_for_time_tells_nothing() -> None:
     case = Spec(64, 64).make()
-    skipped = ladder.left_out(case, "eager", 100.0, 5.0)
-    assert skipped.left_out and skipped.reason == "left out for time: about 100 s, and 5 were left"
+    skipped = ladder.left_out(case, "eager", "about 100 s", 5.0)
+    assert skipped.left_out and skipped.reason == "left out for time: about 100 s, and the rungs before left 5 s"
     assert sweep.estimates(case, ["eager"], [skipped], 1.0) == sweep.estimates(case, ["eager"], [], 1.0)
 
 
-def test_the_dearest_are_left_out() -> None:
-    assert sweep.fitting({"a": 5.0, "b": 50.0, "c": 4.0}, 10.0) == (("a", "c"), ("b",))
-    assert sweep.fitting({"a": 5.0}, 1.0) == ((), ("a",))
-    assert set(BEST) >= {"autograd", "jax", "compiled", "auto"}
+def test_a_planner_by_sampling_is_estimated_by_its_candidates() -> None:
+    """Before it was measured; then its own rows tell."""
+    case = Spec(64, 64).make()
+    networks = (getattr(case.problem, part).network for part in ("dynamics", "cost"))
+    rolled = 5 * 512 * 64 * 8 * sum(network.spec.flops_per_row() for network in networks)
+    assert sweep.estimates(case, ["cem"], [], 1.0) == {"cem": seconds(rolled / sweep.GUESS["cpu"])}
+    assert rolled > 20 * (work.of_batch(case)[0] or 0)
+    known = [KNOWN, replace(KNOWN, rung="cem", flops=None, samples=(3.0,))]
+    assert sweep.estimates(case, ["cem"], known, 1.0) == {"cem": seconds(3 * (work.of_batch(case)[0] or 0) / 1e9)}
+
+
+def test_a_loop_is_as_slow_as_it_is_and_not_slower_for_its_single_row() -> None:
+    case = Spec(256, 64).make()
+    plan = sweep.SLOW["published"] * (work.of_batch(case)[0] or 0) / 64 / sweep.GUESS["cpu"]
+    assert sweep.estimates(case, ["published"], [], 1.0) == {"published": seconds(plan)} and 0.5 < plan < 2
+
+
+def test_strong_baselines_have_time_before_loops() -> None:
+    order = sweep.by_worth(RUNGS)
+    assert sorted(order) == sorted(RUNGS) and set(BEST) <= set(order)
+    assert order[:4] == ("auto", "adjoint", "autograd", "compiled")
+    assert order[-3:] == ("published", "frozen", "one rollout")
+    strong, weak = ("jax", "cuda graph", "compile"), ("mppi", "torchrl cem", "published")
+    assert max(map(order.index, strong)) < min(map(order.index, weak))
