@@ -37,7 +37,7 @@ from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
 from sgp_fast.kernels.network_op import network_kernel
 from sgp_fast.kernels.packing import PackedNetwork, Program
 from sgp_fast.kernels.phases import count, tile_for
-from sgp_fast.kernels.ring import ring_of
+from sgp_fast.kernels.ring_tiles import ring_of
 from sgp_fast.kernels.tiling import H200, DeviceLimits, Tile, keep, tall, tiles
 from sgp_fast.planner import Precision
 from sgp_fast.sampling import MPPI

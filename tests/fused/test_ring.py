@@ -23,7 +23,7 @@ from sgp_fast.backends.fused.work import PlanWork
 from sgp_fast.kernels.gluon import async_copy, gl, jit
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import lay_out
-from sgp_fast.kernels.ring import Ring, ring_of, uncovered_by_ring
+from sgp_fast.kernels.ring_tiles import Ring, ring_of, uncovered_by_ring
 from sgp_fast.solving import job_of
 from tests import cases
 from tests.cases import NU, NX, Case, planner, relative

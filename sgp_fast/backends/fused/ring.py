@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ...kernels.packing import lay_out, padded
-from ...kernels.ring import Ring, Scratch, ring_kernel, ring_of, uncovered_by_ring
+from ...kernels.ring import Scratch, ring_kernel
+from ...kernels.ring_tiles import Ring, ring_of, uncovered_by_ring
 from ...kernels.tiling import H200
 from ...planner import SGP
 from ...problem import Problem
