@@ -18,7 +18,7 @@ from torch import Tensor
 from .linear_columns import ColumnCut, grid_of_columns, multiply, weights_of_columns
 from .network_op import is_interpreted
 from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, rows_and_columns
-from .sweeps import adjoint, inputs, next_states, rows_of_steps, states
+from .sweeps import adjoint, inputs, keep_states, next_states, rows_of_steps, states
 
 
 @triton.jit(do_not_specialize=["t", "R"])
@@ -41,10 +41,12 @@ def step_forward_kernel(
             h, rows, cols, at, inside, inside & first, vectors, NOTHING, NOTHING, STREAMS, kept, "none", ACTIVATION, "none",
             WIDTH, 0, h_ptr.dtype.element_ty == tl.float32,
         )  # fmt: skip
-        x = next_states(out, problem, step, there, there & first, cols[None, :], x_ptr, scale_ptr, T, NX)
+        x = next_states(out, problem, step, there, cols[None, :], x_ptr, scale_ptr, T, NX)
     z = inputs(
         x, problem, step, there, cols[None, :], v_ptr, low_ptr, high_ptr, b_ptr, 0, inv_k_ptr, T, NX, NU, B_COLUMNS, BOUNDING
     )
+    if h_ptr is not None:  # behind the loads, which pass no store
+        keep_states(x, problem, step, there & first, cols[None, :], x_ptr, T, NX)
     multiply(z, w, out_ptr, rows, inside, INTERPRET, COLUMNS, BLOCK_B, BLOCK_N, PARTS)
 
 
@@ -79,6 +81,7 @@ def step_forward(
 
     Of the network's last operation are `vectors`, `kept` and the last three; all else as `sweeps.inputs_kernel` has it.
     """
+    assert CONDITION == "none", "dynamics are not conditioned"
     constants = cut.constants(weight.shape[1], len(weight), forward=True)
     kernel: Any = step_forward_kernel  # to the type checker it has no num_warps
     kernel[grid_of_columns(out, constants)](
@@ -97,6 +100,7 @@ def step_backward(
 
     All else as `sweeps.adjoint_kernel` has it.
     """
+    assert CONDITION == "none", "dynamics are not conditioned"
     constants = cut.constants(len(weight), weight.shape[1], forward=False)
     kernel: Any = step_backward_kernel
     kernel[grid_of_columns(out, constants)](

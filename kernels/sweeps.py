@@ -38,7 +38,8 @@ def inputs_kernel(
         x = states(problem, step, inside, cols, x_ptr, T, NX)
     else:
         out = tl.load(out_ptr + n * COLUMNS + cols, mask=inside & (cols < NX), other=0.0)
-        x = next_states(out, problem, step, inside, inside, cols, x_ptr, scale_ptr, T, NX)
+        x = next_states(out, problem, step, inside, cols, x_ptr, scale_ptr, T, NX)
+        keep_states(x, problem, step, inside, cols, x_ptr, T, NX)
     if z_ptr is not None:
         z = inputs(
             x, problem, step, inside, cols, v_ptr, low_ptr, high_ptr, b_ptr, b_stride, inv_k_ptr, T, NX, NU, B_COLUMNS,
@@ -54,11 +55,16 @@ def states(problem, step, inside, cols, x_ptr, T: tl.constexpr, NX: tl.constexpr
 
 
 @triton.jit
-def next_states(out, problem, step, inside, writes, cols, x_ptr, scale_ptr, T: tl.constexpr, NX: tl.constexpr):
-    """The same of the steps before, and what the dynamics' network says of these; written where a row `writes`."""
+def next_states(out, problem, step, inside, cols, x_ptr, scale_ptr, T: tl.constexpr, NX: tl.constexpr):
+    """The same of the steps before, and what the dynamics' network says of these."""
     x = states(problem, step - 1, inside, cols, x_ptr, T, NX) + tl.load(scale_ptr + cols) * out
-    tl.store(x_ptr + (problem * (T + 1) + step) * NX + cols, x, mask=writes & (cols < NX))
     return tl.where(cols < NX, x, 0.0)
+
+
+@triton.jit
+def keep_states(x, problem, step, writes, cols, x_ptr, T: tl.constexpr, NX: tl.constexpr):
+    """Write them where a row `writes`."""
+    tl.store(x_ptr + (problem * (T + 1) + step) * NX + cols, x, mask=writes & (cols < NX))
 
 
 @triton.jit
@@ -147,17 +153,20 @@ def adjoint(
     """The cotangent of `adjoint_kernel`; costates and gradients are written where a row `writes`."""
     at = n * COLUMNS + cols
     x_at = (problem * (T + 1) + step) * NX + cols
+    # All is asked for before anything is stored, which no load passes.
+    scale = tl.load(scale_ptr + cols)
     g = tl.zeros((BLOCK_B, COLUMNS), tl.float32)
     if pull_ptr is not None:
         g += tl.load(pull_ptr + at, mask=inside, other=0.0)
     if grad_ptr is not None:
+        behind = tl.load(costate_ptr + x_at + NX, mask=inside & (cols < NX), other=0.0)
         g += tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * tl.load(inv_k_ptr + cols)
         is_u = writes & (cols >= NX) & (cols < NX + NU)
         tl.store(grad_u_ptr + (problem * T + step) * NU + cols - NX, g, mask=is_u)
-        g += tl.load(costate_ptr + x_at + NX, mask=inside & (cols < NX), other=0.0)
+        g += behind
     tl.store(costate_ptr + x_at, g, mask=writes & (cols < NX))
     # A control's gradient that overflowed must not reach the states as 0 · ∞.
-    return tl.where(inside & (cols < NX), g * tl.load(scale_ptr + cols), 0.0)
+    return tl.where(inside & (cols < NX), g * scale, 0.0)
 
 
 @triton.jit(do_not_specialize=["i", "settled", "moves", "rows_total"])

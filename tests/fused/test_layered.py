@@ -108,8 +108,9 @@ def library(program: Any, rows: int) -> None:
 
 
 def one_row(program: Any, rows: int) -> Any:
-    """Products of a row a program, however many there are."""
-    return replace(ONE_ROW, along=64, across=64) if divides_columns(program) else None
+    """Products of a row a program, however many there are; wide where programs run one after the other."""
+    cut = ONE_ROW if DEVICE.type == "cuda" else replace(ONE_ROW, along=64, across=64)
+    return cut if divides_columns(program) else None
 
 
 def some_rows(program: Any, rows: int) -> Any:
@@ -214,10 +215,11 @@ def test_iterations_and_the_last_evaluation(
 
 @pytest.mark.parametrize("cuts", [library, all_rows, some_rows])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_products_in_16_bits(dtype: torch.dtype, cuts: Cuts) -> None:
+@pytest.mark.parametrize(("batch", "horizon"), [(8, 3), (17, 2), (2, 1)])
+def test_products_in_16_bits(batch: int, horizon: int, dtype: torch.dtype, cuts: Cuts) -> None:
     """Within twice the error of the plain planner with the same products."""
-    made = case("learned", "learned", "value", score_=score(), batch=8, horizon=3)
-    options, tables = {"horizon": 3}, schedules(1, 1)
+    made = case("learned", "learned", "value", score_=score(), batch=batch, horizon=horizon)
+    options, tables = {"horizon": horizon}, schedules(1, 1)
     single = job(made, planner(precision="float32", **options), tables)
     half = replace(single, problem=made.problem.prepared(torch.float32, dtype, DEVICE))
     want, rounded = plain(job(made, planner(**options), tables), 1)[0], plain(half, 1)[0]
@@ -242,10 +244,12 @@ def test_problems_that_converge_stay_where_they_are() -> None:
     compare(numbers(ours.buffers), stepped, plain(single, 3)[0])
 
 
-def test_iterations_may_come_in_pieces() -> None:
+@pytest.mark.parametrize("cuts", [library, one_row, some_rows])
+def test_iterations_may_come_in_pieces(cuts: Cuts) -> None:
     made = case("learned", "learned", "quadratic", score_=score(), horizon=2)
     work = job(made, planner(precision="float32", horizon=2, iterations=3), schedules(3, 3))
-    whole, pieces = layered(work), layered(work)
+    dtype = torch.float16 if cuts is some_rows else torch.float32
+    whole, pieces = layered(work, dtype, cuts), layered(work, dtype, cuts)
     whole.iterate(0, 3)
     for first, last in ((0, 2), (2, 3)):
         pieces.iterate(first, last)
@@ -253,12 +257,16 @@ def test_iterations_may_come_in_pieces() -> None:
         assert torch.equal(numbers(pieces.buffers)[name].nan_to_num(), value.nan_to_num()), name
 
 
-def test_a_start_of_nan_leaves_its_neighbours_as_they_are() -> None:
+@pytest.mark.parametrize(
+    ("dynamics", "cuts"), [("scaled blocks", library), ("learned", library), ("learned", one_row), ("learned", some_rows)]
+)
+def test_a_start_of_nan_leaves_its_neighbours_as_they_are(dynamics: str, cuts: Cuts) -> None:
     """Bit for bit; the problem itself is told apart, and keeps its controls."""
-    made = case("scaled blocks", "learned", "value", score_=score(), batch=7, horizon=2, bounds=(-0.6, 0.4))
+    made = case(dynamics, "learned", "value", score_=score(), batch=7, horizon=2, bounds=(-0.6, 0.4))
     work = job(made, planner(precision="float32", horizon=2, iterations=2), schedules(2, 2))
     bad = replace(work, x0=work.x0.index_fill(0, torch.tensor(3, device=DEVICE), float("nan")))
-    clean, poisoned = layered(work), layered(bad)
+    dtype = torch.float16 if cuts is some_rows else torch.float32
+    clean, poisoned = layered(work, dtype, cuts), layered(bad, dtype, cuts)
     start = poisoned.buffers.v.clone()
     for ours in (clean, poisoned):
         ours.iterate(0, 2)
@@ -341,6 +349,26 @@ def test_a_step_is_as_many_launches_as_products(monkeypatch: pytest.MonkeyPatch)
     assert len(launches) == 2 * 3 * 5 + 3
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("batch", "cuts"), [(4, one_row), (100, some_rows)])
+def test_a_thousand_runs_are_the_same(batch: int, cuts: Cuts) -> None:
+    """States and costates are written by one program and made by all of them."""
+    made = case("learned", "learned", score_=score(), batch=batch, horizon=3)
+    ours = layered(job(made, planner(precision="float32", horizon=3), schedules(1, 1)), torch.bfloat16, cuts)
+    ours._begin()
+    ours._pull.normal_()
+
+    def run() -> list[Tensor]:
+        ours._rollout()
+        ours._adjoint()
+        net, b = ours._networks["dynamics"], ours.buffers
+        return [t.clone() for t in (b.x, b.costate, b.grad_u, net.saved.nan_to_num(), net.moments.nan_to_num())]
+
+    first = run()
+    for _ in range(1000):
+        assert all(map(torch.equal, run(), first))
+
+
 def test_ways_to_plan_by_how_many_problems_there_are() -> None:
     """Some columns a program for few rows; in float32 for those of which each has a program."""
     problem = case("learned", "quadratic", score_=score(), horizon=2).problem
@@ -350,6 +378,9 @@ def test_ways_to_plan_by_how_many_problems_there_are() -> None:
         assert [columns in found for found in ways] == [True, True, False]
     blocks = case("scaled blocks", "quadratic", horizon=2).problem
     assert columns not in layered_plans(blocks, planner(precision="bfloat16"), 1)
+    scored = case("scaled blocks", "quadratic", score_=score(), horizon=8).problem
+    ways = [layered_plans(scored, planner(precision="bfloat16", horizon=8), size) for size in (16, 64)]
+    assert [columns in found for found in ways] == [True, False], "the score has a row a step"
     net = layered(job(case("learned", "quadratic", score_=score()), planner(precision="float32"), schedules(1, 1)))
     program = net.packed.dynamics.network.program
     cuts = [few_rows(torch.bfloat16, program, rows) for rows in (8, 9, 128, 129)]

@@ -295,15 +295,18 @@ class Layered:
 
 def layered_plans(problem: Problem, planner: SGP, size: int) -> dict[str, Make]:
     """The regime with the library's products and, where they serve some network of the problem, with our own."""
-    parts = (problem.dynamics, problem.score, own(problem.cost), own(problem.terminal))
-    networks = (getattr(part, "network", None) for part in parts)
+    all_steps = planner.horizon * size
+    parts = (
+        (problem.dynamics, size), (problem.score, all_steps), (own(problem.cost), all_steps), (own(problem.terminal), size)
+    )  # fmt: skip
     columns = padded(problem.dynamics.nx + problem.dynamics.nu)
-    programs = [lay_out(network.spec, columns).program for network in networks if network is not None]
+    found = ((getattr(part, "network", None), rows) for part, rows in parts)
+    programs = [(lay_out(network.spec, columns).program, rows) for network, rows in found if network is not None]
     ways: dict[str, Make] = {"layered": Layered}
-    if size <= (SOME if planner.product_dtype != torch.float32 else FEW) and any(map(divides_columns, programs)):
-        cuts = functools.partial(few_rows, planner.product_dtype)
+    cuts = functools.partial(few_rows, planner.product_dtype)
+    if any(cuts(*given) is not None for given in programs):
         ways["layered with products of some columns"] = functools.partial(Layered, cuts=cuts)
-    if planner.product_dtype != torch.float32 and any(map(holds_rows, programs)):
+    if planner.product_dtype != torch.float32 and any(holds_rows(program) for program, _ in programs):
         named = {"layered with products of 16 rows": INTERPRETED} if is_interpreted() else ROW_CUTS
         ways |= {name: functools.partial(Layered, cuts=functools.partial(whole_rows, cut)) for name, cut in named.items()}
     return ways
