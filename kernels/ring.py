@@ -1,21 +1,22 @@
 """Ring regime: one program evaluates a block of problems, and weights pass through a ring of shared memory.
 
-    memory     W W W W W W …            tiles of weights, in the order in which they are multiplied
-                 ↓ asynchronous copies, RING.slots − 1 of them ahead of the product, across layers and steps
+    memory     W W W W W W …            tiles of weights, in the order in which they are multiplied (`ring_tiles`)
+                 ↓ copies by the tensor memory accelerator, RING.slots − 1 of them ahead of the product, to the plan's last
     ring       │ W │ W │ W │ W │
                  ↓
     y (shared) × W → registers → norm, activation → y (shared) of the next layer
 
 What a layer hands to the next stays in shared memory, and the ring goes on filling while a layer is normed: a layer takes
 the longer of two times, that of reading its weights from the L2 and that of its own arithmetic, in place of their sum.
-Products of 16 rows are those of `mma`, of 64 rows `wgmma`.
+Products are those of `wgmma`, both of whose operands lie in shared memory, and which are under way while the next tile is
+waited for. On its left 64 rows are the least: of fewer rows of y the weights stand there, and the product is the transpose.
 
     rollout   t = 0 … T−1    x_{t+1} = x_t + scale ⊙ dynamics(x_t, u_t)                          RING.few rows
     costs     all t          cost and its gradient, score, the pull p_t = ∂_z c − β s             RING.many rows, many steps
     adjoint   t = T−1 … 0    (λ, g_t) = p_t + (λ, 0) + (∂_z f)ᵀ λ                                 RING.few rows
 
-Networks are plain: layers with or without a norm, conditioned or not (`uncovered_by_ring`). How the work is divided is in
-`ring_tiles`. A step of the planner is this kernel and then `sweeps.update_kernel`. Written in Gluon, for sm_90; `gluon.py`
+Networks are plain: layers with or without a norm, conditioned or not (`uncovered_by_ring`), and widened to 64 columns
+(`widened`). A step of the planner is this kernel and then `sweeps.update_kernel`. Written in Gluon, for sm_90; `gluon.py`
 says how it is interpreted.
 """
 
@@ -32,33 +33,19 @@ import triton.language as tl
 from .activations import activate, activate_vjp
 from .gluon import (
     INTERPRETED,
-    async_copy,
     exp2,
     fence_async_shared,
     gl,
     jit,
-    mma_v2,
+    mbarrier,
     opaque,
     thread_barrier,
+    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from .layers import layer_norm_eps
-from .ring_tiles import (
-    copying,
-    depth_at,
-    depth_of,
-    first_tile,
-    place_of,
-    shared,
-    sums,
-    tile_columns,
-    tile_offset,
-    tile_rows,
-    tile_stride,
-    tiles_of,
-    tiles_of_operation,
-)
+from .ring_tiles import barriers, depth_of, ends, numbers_of_tile, place_of, products, shared, sums, tiles_of_operation
 from .update import control_of
 
 
@@ -78,21 +65,28 @@ class Scratch(NamedTuple):
 
 
 class Net(NamedTuple):
-    """A network's numbers: weights, its vectors in shared memory, and where its rows keep what the gradient needs.
+    """A network's vectors in shared memory, and where its rows keep what the gradient needs.
 
     `zero` is 0, of which the compiler does not know: see `gluon.opaque`.
     """
 
-    weights: Any
     vectors: Any
     saved: Any
     moments: Any
     zero: Any
 
 
+class Weights(NamedTuple):
+    """All tiles in memory, the slots that they pass through, and the barriers that say that they have arrived."""
+
+    tiles: Any
+    slots: Any
+    ready: Any
+
+
 @jit(do_not_specialize=["rows_total", "i", "zero"])
 def ring_kernel(
-    dynamics, score, cost, scale_ptr, gain_ptr, at, search, beta_ptr, level_ptr, scratch, rows_total, i, zero,
+    tiles, dynamics, score, cost, scale_ptr, gain_ptr, at, search, beta_ptr, level_ptr, scratch, rows_total, i, zero,
     DYNAMICS: gl.constexpr, SCORE: gl.constexpr, COST: gl.constexpr, RING: gl.constexpr, T: gl.constexpr,
     NX: gl.constexpr, NU: gl.constexpr, BOUNDING: gl.constexpr,
 ):  # fmt: skip
@@ -100,22 +94,23 @@ def ring_kernel(
     COLUMNS: gl.constexpr = DYNAMICS.columns
     FEW: gl.constexpr = RING.few
     MANY: gl.constexpr = RING.many
-    SLOTS: gl.constexpr = RING.slots
     STEPS: gl.constexpr = RING.steps
     PROBLEMS: gl.constexpr = RING.problems
-    SLOT_LAYOUT: gl.constexpr = shared(64)
+    PLAN: gl.constexpr = (ends(DYNAMICS, SCORE, COST), T, RING)
     FEW_LAYOUT: gl.constexpr = sums(FEW, COLUMNS, gl.num_warps())
     MANY_LAYOUT: gl.constexpr = sums(MANY, COLUMNS, gl.num_warps())
     pid = gl.program_id(0).to(gl.int64)
     first = pid * PROBLEMS
+    ring = _begin(tiles, RING)
+    for j in gl.static_range(RING.slots - 1):
+        _fetch(ring, j, j, PLAN)
     level = gl.load(level_ptr + i)
     dynamics_vectors = _vectors(dynamics.vectors, dynamics.vectors, DYNAMICS)
     cost_vectors = _vectors(cost.vectors, cost.vectors, COST)
     if SCORE is not None:
         row = score.vectors + SCORE.embedding + level * SCORE.condition_columns
         score_vectors = _vectors(score.vectors, row, SCORE)
-    slots = gl.allocate_shared_memory(dynamics.weights.dtype.element_ty, [SLOTS, 256, 64], SLOT_LAYOUT)
-    y = gl.allocate_shared_memory(dynamics.weights.dtype.element_ty, [2, MANY if MANY > FEW else FEW, 256], SLOT_LAYOUT)
+    y = gl.allocate_shared_memory(tiles.dtype, [1, MANY if MANY > FEW else FEW, 256], shared())
 
     # Rollout.
     saved = scratch.saved + pid * (T * FEW * DYNAMICS.saved)
@@ -125,27 +120,22 @@ def ring_kernel(
     x = gl.load(at.x0 + problem[:, None] * NX + cols[None, :], mask=is_x, other=0.0)
     gl.store(at.x + (problem * (T + 1))[:, None] * NX + cols[None, :], x, mask=is_x)
     n = 0
-    _begin(slots, n, dynamics.weights, zero, DYNAMICS, False, RING)
     for t in range(T):
         problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
         z = x + _controls(search, problem, step, inside, cols, NX, NU, T, BOUNDING)
-        net = Net(
-            dynamics.weights, dynamics_vectors, saved + t * (FEW * DYNAMICS.saved),
-            moments + t * (FEW * DYNAMICS.moments), zero,
-        )  # fmt: skip
-        out, n = _forward(_normalised(z, dynamics, cols), y, slots, n, net, DYNAMICS, FEW, RING, True)
+        net = Net(dynamics_vectors, saved + t * (FEW * DYNAMICS.saved), moments + t * (FEW * DYNAMICS.moments), zero)
+        out, n = _forward(_normalised(z, dynamics, cols, NX + NU), y, ring, n, net, DYNAMICS, FEW, PLAN, True)
         problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
         is_x = inside[:, None] & (cols < NX)[None, :]
-        x = gl.where(is_x, x + gl.load(scale_ptr + cols)[None, :] * out, 0.0)
+        x = gl.where(is_x, x + _row(scale_ptr, cols, NX) * out, 0.0)
         gl.store(at.x + (problem * (T + 1) + t + 1)[:, None] * NX + cols[None, :], x, mask=is_x)
-    async_copy.wait_group(0)
     thread_barrier()
 
     # Costs and scores.
     cost_saved = scratch.cost_saved + pid * (MANY * COST.saved)
     cost_moments = scratch.cost_moments + pid * (MANY * COST.moments)
     pull_ptr = scratch.pull + pid * (T * PROBLEMS * COLUMNS)
-    cost_net = Net(cost.weights, cost_vectors, cost_saved, cost_moments, zero)
+    cost_net = Net(cost_vectors, cost_saved, cost_moments, zero)
     for t in range(0, T, STEPS):
         many, at_step, there, many_cols = _rows(
             first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
@@ -154,37 +144,28 @@ def ring_kernel(
         place = (many * (T + 1) + at_step)[:, None] * NX + many_cols[None, :]
         z = gl.load(at.x + place, mask=x_mask, other=0.0)
         z += _controls(search, many, at_step, there, many_cols, NX, NU, T, BOUNDING)
-        _begin(slots, n, cost.weights, zero, COST, False, RING)
-        value, n = _forward(_normalised(z, cost, many_cols), y, slots, n, cost_net, COST, MANY, RING, True)
+        value, n = _forward(_normalised(z, cost, many_cols, NX + NU), y, ring, n, cost_net, COST, MANY, PLAN, True)
         value = _first_column(value, MANY, COST.out_columns)
         many, at_step, there, many_cols = _rows(
             first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
         )
         value_layout: gl.constexpr = gl.SliceLayout(1, MANY_LAYOUT)
         gl.store(search.running + many * T + at_step, gl.convert_layout(value, value_layout), mask=there)
-        async_copy.wait_group(0)
-        thread_barrier()
-        _begin(slots, n, cost.weights, zero, COST, True, RING)
-        pull, n = _backward(_one(MANY, COST.out_columns), y, slots, n, cost_net, COST, MANY, RING)
+        pull, n = _backward(_one(MANY, COST.out_columns), y, ring, n, cost_net, COST, MANY, PLAN)
         many, at_step, there, many_cols = _rows(
             first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
         )
-        pull *= gl.load(cost.inv_k + many_cols)[None, :]
-        async_copy.wait_group(0)
-        thread_barrier()
+        pull *= _row(cost.inv_k, many_cols, NX + NU)
         if SCORE is not None:
-            score_net = Net(score.weights, score_vectors, cost_saved, cost_moments, zero)
-            _begin(slots, n, score.weights, zero, SCORE, False, RING)
-            s, n = _forward(_normalised(z, score, many_cols), y, slots, n, score_net, SCORE, MANY, RING, False)
+            score_net = Net(score_vectors, cost_saved, cost_moments, zero)
+            s, n = _forward(_normalised(z, score, many_cols, NX + NU), y, ring, n, score_net, SCORE, MANY, PLAN, False)
             many, at_step, there, many_cols = _rows(
                 first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
             )
-            s *= gl.load(score.inv_k + many_cols)[None, :] * gl.load(gain_ptr + level)
+            s *= _row(score.inv_k, many_cols, NX + NU) * gl.load(gain_ptr + level)
             is_z = there[:, None] & (many_cols < NX + NU)[None, :]
             gl.store(at.score + (many * T + at_step)[:, None] * (NX + NU) + many_cols[None, :], s, mask=is_z)
             pull -= gl.load(beta_ptr + i) * s
-            async_copy.wait_group(0)
-            thread_barrier()
         place = (at_step * PROBLEMS + (many - first).to(gl.int32))[:, None] * COLUMNS + many_cols[None, :]
         gl.store(pull_ptr + place, pull, mask=(at_step < T)[:, None])
     thread_barrier()
@@ -194,26 +175,117 @@ def ring_kernel(
     costate = gl.zeros([FEW, COLUMNS], gl.float32, layout=FEW_LAYOUT)
     is_x = inside[:, None] & (cols < NX)[None, :]
     gl.store(at.costate + (problem * (T + 1) + T)[:, None] * NX + cols[None, :], costate, mask=is_x)
-    _begin(slots, n, dynamics.weights, zero, DYNAMICS, True, RING)
     for j in range(T):
         t = T - 1 - j
-        net = Net(
-            dynamics.weights, dynamics_vectors, saved + t * (FEW * DYNAMICS.saved),
-            moments + t * (FEW * DYNAMICS.moments), zero,
-        )  # fmt: skip
+        net = Net(dynamics_vectors, saved + t * (FEW * DYNAMICS.saved), moments + t * (FEW * DYNAMICS.moments), zero)
         problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
-        scaled = gl.load(scale_ptr + cols)[None, :] * costate
-        pulled, n = _backward(scaled, y, slots, n, net, DYNAMICS, FEW, RING)
+        scaled = _row(scale_ptr, cols, NX) * costate
+        pulled, n = _backward(scaled, y, ring, n, net, DYNAMICS, FEW, PLAN)
         problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
         is_x = inside[:, None] & (cols < NX)[None, :]
         place = (t * PROBLEMS + (problem - first).to(gl.int32))[:, None] * COLUMNS + cols[None, :]
         grad = gl.load(pull_ptr + place, mask=inside[:, None] & (cols < COLUMNS)[None, :], other=0.0)
-        grad += gl.load(dynamics.inv_k + cols)[None, :] * pulled + costate
+        grad += _row(dynamics.inv_k, cols, NX + NU) * pulled + costate
         is_u = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
         gl.store(search.grad_u + ((problem * T + t)[:, None] * NU + cols[None, :] - NX), grad, mask=is_u)
         costate = gl.where(is_x, grad, 0.0)
         gl.store(at.costate + (problem * (T + 1) + t)[:, None] * NX + cols[None, :], costate, mask=is_x)
-    async_copy.wait_group(0)
+
+
+# The ring.
+
+
+@jit
+def _begin(tiles, RING: gl.constexpr):
+    """Slots in shared memory, each with a barrier that one copy completes."""
+    SLOTS: gl.constexpr = RING.slots
+    slots = gl.allocate_shared_memory(tiles.dtype, [SLOTS, 256, 64], shared())
+    ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], barriers())
+    for j in gl.static_range(SLOTS):
+        mbarrier.init(ready.index(j), count=1)
+    fence_async_shared()
+    thread_barrier()
+    return Weights(tiles, slots, ready)
+
+
+@jit
+def _fetch(ring, m, slot, PLAN: gl.constexpr):
+    """Begin to copy the m-th tile of the evaluation, if there are so many, into its slot, which nothing reads any more."""
+    at, there = _tile_at(m, PLAN)
+    ready = ring.ready.index(slot)
+    mbarrier.expect(ready, 2 * numbers_of_tile(), pred=there)
+    tma.async_copy_global_to_shared(ring.tiles, [at * 256, 0], ready, ring.slots.index(slot), pred=there)
+
+
+@jit
+def _tile_at(m, PLAN: gl.constexpr):
+    """Which tile is the m-th of the evaluation, and whether there is one."""
+    ENDS: gl.constexpr = PLAN[0]
+    T: gl.constexpr = PLAN[1]
+    A: gl.constexpr = ENDS[0]
+    B: gl.constexpr = ENDS[1] - ENDS[0]
+    C: gl.constexpr = ENDS[2] - ENDS[1]
+    COSTS_AT: gl.constexpr = T * A
+    ADJOINT_AT: gl.constexpr = COSTS_AT + (T + PLAN[2].steps - 1) // PLAN[2].steps * B
+    at = m % A
+    at = gl.where(m >= COSTS_AT, A + (m - COSTS_AT) % B, at)
+    at = gl.where(m >= ADJOINT_AT, A + B + (m - ADJOINT_AT) % C, at)
+    return at, m < ADJOINT_AT + T * C
+
+
+@jit
+def _multiply(
+    y, ring, n, net, NET: gl.constexpr, BACKWARD: gl.constexpr, AT: gl.constexpr, ROWS: gl.constexpr, PLAN: gl.constexpr
+):
+    """The product of y with operation AT, forward with its weights, backward with their transpose; n tiles came before it.
+
+    A slot is filled again when its tile's product is done in all warps, and the next tile's is under way.
+    """
+    OP: gl.constexpr = NET.operations[AT]
+    COLUMNS: gl.constexpr = OP.inputs if BACKWARD else OP.columns
+    DEPTH: gl.constexpr = depth_of(NET, BACKWARD, AT)
+    TILES: gl.constexpr = tiles_of_operation(NET, BACKWARD, AT)
+    SLOTS: gl.constexpr = PLAN[2].slots
+    LAYOUT: gl.constexpr = products(ROWS, COLUMNS, gl.num_warps())
+    operand = _operand(y, net.zero, ROWS, DEPTH * TILES)
+    here = n + opaque(net.zero)  # else the compiler holds where the slots are, in registers
+    acc = gl.zeros([ROWS, COLUMNS] if ROWS == 64 else [COLUMNS, ROWS], gl.float32, layout=LAYOUT)
+    for k in gl.static_range(TILES):
+        mbarrier.wait(ring.ready.index((here + k) % SLOTS), (here + k) // SLOTS & 1)
+        tile = ring.slots.index((here + k) % SLOTS)
+        if BACKWARD:
+            w = tile._reinterpret(y.dtype, [DEPTH, COLUMNS], shared()).permute((1, 0))
+        else:
+            w = tile._reinterpret(y.dtype, [COLUMNS, DEPTH], shared())
+        a = operand.slice(k * DEPTH, DEPTH, dim=1)
+        if ROWS == 64:
+            acc = warpgroup_mma(a, w.permute((1, 0)), acc, use_acc=k > 0, is_async=True)
+        else:
+            acc = warpgroup_mma(w, a.permute((1, 0)), acc, use_acc=k > 0, is_async=True)
+        acc = warpgroup_mma_wait(1, deps=[acc])
+        thread_barrier()
+        _fetch(ring, n + k - 1 + SLOTS, (here + k - 1 + SLOTS) % SLOTS, PLAN)
+    acc = warpgroup_mma_wait(0, deps=[acc])
+    if ROWS < 64:
+        acc = gl.convert_layout(acc.permute((1, 0)), sums(ROWS, COLUMNS, gl.num_warps()), assert_trivial=True)
+    return acc, n + TILES
+
+
+@jit
+def _hand_on(values, y, zero, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """Write the operand of the next product, when the one before is done in all warps."""
+    thread_barrier()
+    _operand(y, zero, ROWS, COLUMNS).store(values.to(y.dtype))
+    fence_async_shared()
+    thread_barrier()
+
+
+@jit
+def _operand(y, zero, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    return y.index(opaque(zero))._reinterpret(y.dtype, [ROWS, COLUMNS], shared())
+
+
+# Vectors.
 
 
 @jit
@@ -233,7 +305,7 @@ def _vectors(ptr, condition_ptr, NET: gl.constexpr):
 
 @jit
 def _keep_vector(kept, ptr, OFFSET: gl.constexpr, NET: gl.constexpr, AT: gl.constexpr, NAME: gl.constexpr):
-    COLUMNS: gl.constexpr = NET.condition_columns if NAME == "condition" else NET.operations[AT].columns
+    COLUMNS: gl.constexpr = NET.condition_columns if NAME == "condition" else NET.operations[AT].width
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     cols = gl.arange(0, 256, layout=LAYOUT)
     kept.index(place_of(NET, AT, NAME)).store(gl.load(ptr + OFFSET + cols, mask=cols < COLUMNS, other=0.0))
@@ -279,9 +351,15 @@ def _controls(
 
 
 @jit
-def _normalised(z, model, cols):
+def _normalised(z, model, cols, NZ: gl.constexpr):
     """z̄ = (z − b)·inv_k."""
-    return (z - gl.load(model.b + cols)[None, :]) * gl.load(model.inv_k + cols)[None, :]
+    return (z - _row(model.b, cols, NZ)) * _row(model.inv_k, cols, NZ)
+
+
+@jit
+def _row(ptr, cols, COLUMNS: gl.constexpr):
+    """Numbers of the first columns, a row, and zeros in those behind them."""
+    return gl.load(ptr + cols, mask=cols < COLUMNS, other=0.0)[None, :]
 
 
 @jit
@@ -300,132 +378,32 @@ def _one(ROWS: gl.constexpr, COLUMNS: gl.constexpr):
 
 @jit
 def _forward(
-    z, y, slots, n, net, NET: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr, SAVE: gl.constexpr
+    z, y, ring, n, net, NET: gl.constexpr, ROWS: gl.constexpr, PLAN: gl.constexpr, SAVE: gl.constexpr
 ):
     """Output of a network `[ROWS, out_columns]`, and the count of tiles behind it."""
     COLUMNS: gl.constexpr = NET.columns
-    _hand_on(z, y, net.zero, 0, ROWS, COLUMNS)
+    _hand_on(z, y, net.zero, ROWS, COLUMNS)
     out = z
     for i in gl.static_range(len(NET.operations)):
-        out, n = _multiply(y, slots, n, net, NET, False, i, i, ROWS, RING)
+        out, n = _multiply(y, ring, n, net, NET, False, i, ROWS, PLAN)
         out = _finish_forward(out, net, i, NET, ROWS, SAVE)
         if i < len(NET.operations) - 1:
-            _hand_on(out, y, net.zero, i + 1, ROWS, NET.operations[i].columns)
+            _hand_on(out, y, net.zero, ROWS, NET.operations[i].columns)
     return out, n
 
 
 @jit
-def _backward(grad, y, slots, n, net, NET: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr):
+def _backward(grad, y, ring, n, net, NET: gl.constexpr, ROWS: gl.constexpr, PLAN: gl.constexpr):
     """Input-gradient `[ROWS, columns]` for the cotangent of an output, and the count of tiles behind it."""
     LAST: gl.constexpr = len(NET.operations) - 1
     saved, rstd = _saved(net, LAST, NET, ROWS)
     for j in gl.static_range(len(NET.operations)):
         grad = _finish_backward(grad, saved, rstd, net, LAST - j, NET, ROWS)
-        _hand_on(grad, y, net.zero, j, ROWS, NET.operations[LAST - j].columns)
+        _hand_on(grad, y, net.zero, ROWS, NET.operations[LAST - j].columns)
         if j < LAST:
             saved, rstd = _saved(net, LAST - j - 1, NET, ROWS)
-        grad, n = _multiply(y, slots, n, net, NET, True, LAST - j, j, ROWS, RING)
+        grad, n = _multiply(y, ring, n, net, NET, True, LAST - j, ROWS, PLAN)
     return grad, n
-
-
-@jit
-def _hand_on(values, y, zero, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
-    """Write the operand of a product."""
-    _operand(y, zero, PASS, ROWS, COLUMNS).store(values.to(y.dtype))
-
-
-@jit
-def _operand(y, zero, PASS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
-    """Where the operand of a product lies: in two places in turn, for others may still read the one before.
-
-    Between the last product of a step and the first operand of the next, which may share a place, as wherever registers and
-    shared memory meet, the barrier is the compiler's.
-    The compiler does not know where: else it holds the addresses of all layers at once, in local memory.
-    """
-    LAYOUT: gl.constexpr = shared(COLUMNS)
-    return y.index(opaque(zero) + PASS % 2)._reinterpret(y.dtype, [ROWS, COLUMNS], LAYOUT)
-
-
-@jit
-def _begin(slots, n, weights, zero, NET: gl.constexpr, BACKWARD: gl.constexpr, RING: gl.constexpr):
-    """Fill the ring with a pass's first tiles. Nothing is on its way when this is called."""
-    for j in gl.static_range(RING.slots - 1):
-        _fetch(slots, n + j, weights, zero, NET, BACKWARD, j % tiles_of(NET, BACKWARD), RING)
-
-
-@jit
-def _fetch(
-    slots, n, weights, zero, NET: gl.constexpr, BACKWARD: gl.constexpr, J: gl.constexpr, RING: gl.constexpr
-):
-    """Begin to copy tile J of a pass, the n-th of all."""
-    ROWS: gl.constexpr = tile_rows(NET, BACKWARD, J)
-    COLUMNS: gl.constexpr = tile_columns(NET, BACKWARD, J)
-    LAYOUT: gl.constexpr = copying(COLUMNS, gl.num_warps())
-    OFFSET: gl.constexpr = tile_offset(NET, BACKWARD, J)
-    STRIDE: gl.constexpr = tile_stride(NET, BACKWARD, J)
-    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT)) + opaque(zero) * 16
-    async_copy.async_copy_global_to_shared(
-        _slot(slots, n, NET, BACKWARD, J, RING), weights + OFFSET + rows[:, None] * STRIDE + cols[None, :]
-    )
-    async_copy.commit_group()
-
-
-@jit
-def _slot(slots, n, NET: gl.constexpr, BACKWARD: gl.constexpr, J: gl.constexpr, RING: gl.constexpr):
-    SLOTS: gl.constexpr = RING.slots
-    ROWS: gl.constexpr = tile_rows(NET, BACKWARD, J)
-    COLUMNS: gl.constexpr = tile_columns(NET, BACKWARD, J)
-    LAYOUT: gl.constexpr = shared(COLUMNS)
-    return slots.index(n % SLOTS)._reinterpret(slots.dtype, [ROWS, COLUMNS], LAYOUT)
-
-
-@jit
-def _multiply(
-    y, slots, n, net, NET: gl.constexpr, BACKWARD: gl.constexpr, AT: gl.constexpr, PASS: gl.constexpr,
-    ROWS: gl.constexpr, RING: gl.constexpr,
-):  # fmt: skip
-    """The product of operation AT with the operand of PASS, forward with its weights, backward with their transpose.
-
-    The oldest copy has arrived before its tile is read, and the slot that the next one takes was read a tile ago.
-    """
-    OP: gl.constexpr = NET.operations[AT]
-    DEPTH: gl.constexpr = OP.columns if BACKWARD else OP.inputs
-    COLUMNS: gl.constexpr = OP.inputs if BACKWARD else OP.columns
-    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
-    FIRST: gl.constexpr = first_tile(NET, BACKWARD, AT)
-    operand = _operand(y, net.zero, PASS, ROWS, DEPTH)
-    acc = gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT)
-    for k in gl.static_range(tiles_of_operation(NET, BACKWARD, AT)):
-        acc = _multiply_tile(acc, operand, slots, n + k, net, NET, BACKWARD, FIRST + k, k == 0, LAYOUT, RING)
-    if ROWS > 16:
-        acc = warpgroup_mma_wait(0, deps=[acc])
-    return acc, n + tiles_of_operation(NET, BACKWARD, AT)
-
-
-@jit
-def _multiply_tile(
-    acc, operand, slots, n, net, NET: gl.constexpr, BACKWARD: gl.constexpr, J: gl.constexpr, IS_FIRST: gl.constexpr,
-    LAYOUT: gl.constexpr, RING: gl.constexpr,
-):  # fmt: skip
-    """`acc` with the product of tile J, the n-th of all; of 64 rows it is under way, and waited for before the next."""
-    AHEAD: gl.constexpr = RING.slots - 1
-    async_copy.wait_group(AHEAD - 1)
-    if operand.shape[0] > 16:
-        if not IS_FIRST:
-            acc = warpgroup_mma_wait(0, deps=[acc])
-        fence_async_shared()
-    thread_barrier()
-    _fetch(slots, n + AHEAD, net.weights, net.zero, NET, BACKWARD, (J + AHEAD) % tiles_of(NET, BACKWARD), RING)
-    tile = _slot(slots, n, NET, BACKWARD, J, RING)
-    b = tile if BACKWARD else tile.permute((1, 0))
-    a = operand.slice(depth_at(NET, BACKWARD, J), depth_of(NET, BACKWARD, J), dim=1)
-    if operand.shape[0] > 16:
-        return warpgroup_mma(a, b, acc, is_async=True)
-    else:
-        A: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)
-        B: gl.constexpr = gl.DotOperandLayout(1, LAYOUT, 2)
-        return mma_v2(a.load(A), b.load(B), acc)
 
 
 @jit
@@ -446,7 +424,7 @@ def _finish_forward(h, net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.conste
         total, squares = gl.reduce((h, h * h), 1, _add_pairs)
         mean = total / WIDTH
         variance = tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        rstd = 1 / tl.sqrt(variance + layer_norm_eps())
+        rstd = tl.rsqrt(variance + layer_norm_eps())
         hat = (h - mean[:, None]) * rstd[:, None]
         if COLUMNS > WIDTH:
             cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
@@ -504,9 +482,12 @@ def _kept(net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
     OP: gl.constexpr = NET.operations[AT]
     COLUMNS: gl.constexpr = OP.columns
     LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
-    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)) + opaque(net.zero)
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
-    return net.saved + OP.saved * ROWS + rows[:, None] * COLUMNS + cols[None, :]
+    if ROWS == 64:
+        return net.saved + OP.saved * ROWS + (rows + opaque(net.zero))[:, None] * COLUMNS + cols[None, :]
+    else:
+        return net.saved + OP.saved * ROWS + rows[:, None] + (cols + opaque(net.zero))[None, :] * ROWS
 
 
 @jit

@@ -1,7 +1,13 @@
 """How the ring regime divides its work: problems of a program, tiles of weights in their order, places in shared memory.
 
-A tile of weights is as deep as a slot of the ring holds at its width; a pass multiplies the tiles of its operations one
-after the other, forward from the first, backward from the last, and J counts them.
+A tile of weights is as deep as a slot of the ring holds at its width. Tiles lie in memory one behind the other, in the order
+in which an evaluation multiplies them, and each as it lies in shared memory: in blocks of 64 columns.
+
+    rollout   dynamics                    forward                          T times
+    costs     cost, cost, score           forward, backward, forward       as often as `Ring.steps` go into T
+    adjoint   dynamics                    backward                         T times
+
+A pass multiplies the tiles of a network's operations one after the other, forward from the first, backward from the last.
 """
 
 # To the type checker, a constexpr function gives a constant.
@@ -10,14 +16,18 @@ after the other, forward from the first, backward from the last, and J counts th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 import triton
+from torch import Tensor
 
-from .gluon import gl
+from .gluon import gl, mbarrier
 from .packing import NONE, Program
 
-WIDEST = 256
+WIDEST, LEAST = 256, 64
+SHARED = 223 << 10  # bytes of a program, less what reductions want
+MOST_SLOTS = 6
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class Ring:
     """How a program is cut, a constant of the kernel.
 
     problems  of a program
-    few       rows of a step's products: the problems, 16 at least
+    few       rows of a step's products: the problems, 8 at least
     many      rows of the products of cost and score, many steps at once
     slots     of the ring
     warps     of a program
@@ -34,7 +44,7 @@ class Ring:
     problems: int
     few: int
     many: int
-    slots: int = 4
+    slots: int
     warps: int = 8
 
     @property
@@ -42,19 +52,18 @@ class Ring:
         """Of a problem, in the rows of cost and score."""
         return self.many // self.problems
 
-    @property
-    def shared(self) -> int:
-        """Bytes of slots and operands."""
-        tile: int = numbers_of_tile()
-        return 2 * (self.slots * tile + 2 * self.many * WIDEST)
+
+def ring_of(problems: int, horizon: int, networks: Mapping[str, Program]) -> Ring:
+    """The cut for programs of so many problems, a power of two up to 64; as many slots as fit."""
+    few = max(8, problems)
+    many = min(64, max(8, 1 << (problems * horizon - 1).bit_length()))
+    return Ring(problems, few, many, min(MOST_SLOTS, (SHARED - _beside(many, networks)) // (2 * numbers_of_tile())))
 
 
-def ring_of(problems: int, horizon: int) -> Ring:
-    """The cut for programs of so many problems, a power of two up to 64."""
-    rows = 1 << (problems * horizon - 1).bit_length()
-    few = 16 if problems <= 16 else 64
-    many = 16 if rows <= 16 else 64
-    return Ring(problems, few, many, slots=4 if many == 16 else 3)
+def _beside(rows: int, networks: Mapping[str, Program]) -> int:
+    """Bytes of shared memory beside the slots: the operand, and the vectors of all networks."""
+    vectors: int = sum(place_of(net, len(net.operations), "") for net in networks.values())
+    return 2 * rows * WIDEST + 4 * WIDEST * vectors
 
 
 def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: bool) -> str | None:
@@ -72,88 +81,86 @@ def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: 
             return f"the {name}'s time embedding"
         if net.widest > WIDEST:
             return f"the {name}'s padded width of {net.widest}; it goes to {WIDEST}"
+    if ring_of(64, 1, networks).slots < 2:
+        layers = sum(len(net.operations) for net in networks.values())
+        return f"networks of {layers} layers together, whose vectors fill shared memory"
     return None
 
 
-# Tiles of weights.
+def widened(net: Program) -> Program:
+    """The network with widths of 64 and more, which products of tiles want; its vectors stay as they are."""
+    saved, operations = 0, []
+    for op in net.operations:
+        inputs, columns = max(LEAST, op.inputs), max(LEAST, op.columns)
+        operations.append(replace(op, inputs=inputs, columns=columns, saved=NONE if op.saved == NONE else saved))
+        saved += 0 if op.saved == NONE else columns
+    entry = replace(net.entry, inputs=max(LEAST, net.columns), columns=max(LEAST, net.columns))
+    return replace(net, entry=entry, operations=tuple(operations), saved=saved)
+
+
+# Tiles of weights. Networks are widened here.
 
 
 @triton.constexpr_function
 def numbers_of_tile():
-    """Of weights, and so of a slot."""
-    return 64 * 256
-
-
-@triton.constexpr_function
-def _tiles(net, backward):
-    """Of each tile of a pass: its operation, the depth at which it begins, its depth."""
-    found = []
-    order = reversed(range(len(net.operations))) if backward else range(len(net.operations))
-    for i in order:
-        depth, columns = _depth_and_columns(net, backward, i)
-        each = min(depth, numbers_of_tile() // columns)
-        found += [(i, first, each) for first in range(0, depth, each)]
-    return found
-
-
-@triton.constexpr_function
-def _depth_and_columns(net, backward, i):
-    op = net.operations[i]
-    return (op.columns, op.inputs) if backward else (op.inputs, op.columns)
-
-
-@triton.constexpr_function
-def tiles_of(net, backward):
-    """How many a pass has."""
-    return len(_tiles(net, backward))
-
-
-@triton.constexpr_function
-def first_tile(net, backward, i):
-    """The number of an operation's first."""
-    return [tile[0] for tile in _tiles(net, backward)].index(i)
+    """Of weights, and so of a slot: 256 rows of 64."""
+    return 256 * 64
 
 
 @triton.constexpr_function
 def tiles_of_operation(net, backward, i):
-    return [tile[0] for tile in _tiles(net, backward)].count(i)
-
-
-@triton.constexpr_function
-def depth_of(net, backward, j):
-    return _tiles(net, backward)[j][2]
-
-
-@triton.constexpr_function
-def depth_at(net, backward, j):
-    """The depth at which a tile begins."""
-    return _tiles(net, backward)[j][1]
-
-
-@triton.constexpr_function
-def tile_rows(net, backward, j):
-    """Of a tile as it lies in memory: forward `[columns, depth]`, backward `[depth, columns]`."""
-    i, _, each = _tiles(net, backward)[j]
-    return each if backward else _depth_and_columns(net, backward, i)[1]
-
-
-@triton.constexpr_function
-def tile_columns(net, backward, j):
-    i, _, each = _tiles(net, backward)[j]
-    return _depth_and_columns(net, backward, i)[1] if backward else each
-
-
-@triton.constexpr_function
-def tile_stride(net, backward, j):
-    return net.operations[_tiles(net, backward)[j][0]].inputs
-
-
-@triton.constexpr_function
-def tile_offset(net, backward, j):
-    """In the packed weights."""
-    i, first, _ = _tiles(net, backward)[j]
     op = net.operations[i]
-    return op.weight + (first * op.inputs if backward else first)
+    depth, columns = (op.columns, op.inputs) if backward else (op.inputs, op.columns)
+    return -(-depth * columns // numbers_of_tile())
+
+
+@triton.constexpr_function
+def depth_of(net, backward, i):
+    """Of an operation's tiles."""
+    op = net.operations[i]
+    return (op.columns if backward else op.inputs) // tiles_of_operation(net, backward, i)
+
+
+@triton.constexpr_function
+def ends(dynamics, score, cost):
+    """The number of the first tile behind the rollout, behind the costs and behind the adjoint."""
+    found = [0]
+    for passes in _passes(dynamics, score, cost):
+        tiles = sum(tiles_of_operation(net, back, i) for net, back in passes for i in range(len(net.operations)))
+        found.append(found[-1] + tiles)
+    return tuple(found[1:])
+
+
+@triton.constexpr_function
+def _passes(dynamics, score, cost):
+    costs = [(cost, False), (cost, True)] + ([] if score is None else [(score, False)])
+    return [(dynamics, False)], costs, [(dynamics, True)]
+
+
+def tiles_for(networks: Mapping[str, Program], weights: Mapping[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Memory for all tiles, `[rows, 64]` of zeros, and the copies that fill it from the packed weights, as (to, from)."""
+    found = {name: widened(net) for name, net in networks.items()}
+    dynamics, score, cost = found["dynamics"], found.get("score"), found["cost"]
+    some = weights["dynamics"]
+    made = torch.zeros(ends(dynamics, score, cost)[-1] * numbers_of_tile() // 64, 64, dtype=some.dtype, device=some.device)
+    names, copies, at = {id(net): name for name, net in found.items()}, [], 0
+    for net, backward in (each for passes in _passes(dynamics, score, cost) for each in passes):
+        name = names[id(net)]
+        order = range(len(net.operations))
+        for i in reversed(order) if backward else order:
+            op, packed, n = net.operations[i], networks[name].operations[i], tiles_of_operation(net, backward, i)
+            w = weights[name][packed.weight :][: packed.columns * packed.inputs].view(packed.columns, packed.inputs)
+            copies.append(_copy(made.view(-1)[at:], w, op.columns, op.inputs, n if backward else 1))
+            at += n * numbers_of_tile()
+    return made, copies
+
+
+def _copy(to: Tensor, w: Tensor, columns: int, inputs: int, parts: int) -> tuple[Tensor, Tensor]:
+    """Of a matrix `w` widened to `[columns, inputs]`: cut into parts of its rows, and these into blocks of 64 columns."""
+    rows, across = columns // parts, min(64, w.shape[1])
+    place = to[: columns * inputs].view(parts, inputs // 64, rows, 64)
+    blocks = w.view(parts, w.shape[0] // parts, -1, across).transpose(1, 2)
+    return place[:, :, : blocks.shape[2], :across], blocks
 
 
 # Vectors, each in a place of its own in shared memory.
@@ -175,20 +182,31 @@ def place_of(net, i, name):
 
 @triton.constexpr_function
 def sums(rows, columns, warps):
-    """Of a product `[rows, columns]`, and of all that is done with it."""
-    if rows == 16:
-        return gl.NVMMADistributedLayout([2, 0], [1, warps], [16, 8])
-    return gl.NVMMADistributedLayout([3, 0], [4, warps // 4], [16, max(8, columns // (warps // 4)), 16])
+    """Of a product `[rows, columns]`, and of all that is done with it: of fewer than 64 rows the transpose of `products`."""
+    if rows == 64:
+        return products(rows, columns, warps)
+    registers = [[1, 0], [0, 8], *([1 << i, 0] for i in range(3, rows.bit_length() - 1))]
+    registers += [[0, 16 * warps << i] for i in range((columns // (16 * warps)).bit_length() - 1)]
+    lanes = [[2, 0], [4, 0], [0, 1], [0, 2], [0, 4]]
+    of_warps = [[0, 16 << i if 16 << i < columns else 0] for i in range(warps.bit_length() - 1)]
+    return gl.DistributedLinearLayout(registers, lanes, of_warps, [], [rows, columns])
 
 
 @triton.constexpr_function
-def shared(columns):
-    """Of a matrix in shared memory, as products read it."""
-    return gl.NVMMASharedLayout(min(128, 2 * columns), 16, rank=2)
+def products(rows, columns, warps):
+    """Of a product as it is computed: of fewer than 64 rows `[columns, rows]`, for 64 are the least on the left."""
+    if rows == 64:
+        return gl.NVMMADistributedLayout([3, 0], [4, warps // 4], [16, max(8, columns // (warps // 4)), 16])
+    return gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, rows, 16])
 
 
 @triton.constexpr_function
-def copying(columns, warps):
-    """Of pointers to a tile of weights: eight numbers, 16 bytes, each."""
-    across = min(32, columns // 8)
-    return gl.BlockedLayout([1, 8], [32 // across, across], [warps, 1], [1, 0])
+def shared():
+    """Of a matrix in shared memory, in blocks of 64 columns, as products read it."""
+    return gl.NVMMASharedLayout(128, 16, rank=2)
+
+
+@triton.constexpr_function
+def barriers():
+    """Of barriers in shared memory."""
+    return mbarrier.MBarrierLayout()

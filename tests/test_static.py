@@ -140,7 +140,7 @@ def test_the_stack_of_ring_kernels_has_a_limit_of_its_own() -> None:
         ring = replace(fine, kernel=f"ring_kernel, {problems} problems", stack=most, spills=2 if most else 0)
         assert broken(ring) == []
         assert f"{most + 8} bytes of stack" in " ".join(broken(replace(ring, stack=most + 8)))
-        assert "asynchronous copies" in " ".join(broken(replace(ring, instructions=GROUPED | {"LDGSTS": 0})))
+        assert "asynchronous copies" in " ".join(broken(replace(ring, instructions=GROUPED | {"UTMALDG": 0})))
         alone = GROUPED | {"WARPGROUP.ARRIVE": GROUPED["HGMMA"]}
         assert "waits for the one before" in " ".join(broken(replace(ring, instructions=alone)))
         assert "shared memory" in " ".join(broken(replace(ring, shared=CHIPS[90].shared + 1)))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Registers that a thread can have.
 MOST = 255
 # What tells how a kernel works: products on matrix units of three generations and without, asynchronous copies.
-INSTRUCTIONS = ("HGMMA", "HMMA", "UTCMMA", "FFMA", "LDGSTS")
+INSTRUCTIONS = ("HGMMA", "HMMA", "UTCMMA", "FFMA", "LDGSTS", "UTMALDG")
 
 
 def kernels(results: Results, name: str) -> Section | None:

@@ -1,7 +1,7 @@
 """The ring regime plans as the eager planner does, in 16-bit products, for any division of a batch into programs.
 
-Under Triton's interpreter a copy arrives when it is waited for and is NaN until then (`kernels.gluon`), so that a tile which
-is multiplied too early shows in the plan.
+Under Triton's interpreter copies and products happen when they are waited for, and what a copy goes to is NaN until then
+(`kernels.gluon`), so that a tile which is multiplied too early, or overwritten too early, shows in the plan.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.ring import RingPlan, ring_plans
 from sgp_fast.backends.fused.work import PlanWork
-from sgp_fast.kernels.gluon import async_copy, gl, jit
+from sgp_fast.kernels.gluon import described, gl, jit, mbarrier, tma, warpgroup_mma_wait
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
-from sgp_fast.kernels.packing import lay_out
-from sgp_fast.kernels.ring_tiles import Ring, ring_of, uncovered_by_ring
+from sgp_fast.kernels.packing import PackedNetwork, Program, lay_out
+from sgp_fast.kernels.ring_tiles import depth_of, ends, ring_of, tiles_for, tiles_of_operation, uncovered_by_ring, widened
 from sgp_fast.solving import job_of
 from tests import cases
 from tests.cases import NU, NX, Case, planner, relative
@@ -45,18 +45,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def through(monkeypatch: pytest.MonkeyPatch, ring: Ring) -> None:
-    """Plan so, over memory that is NaN wherever it is written before it is read."""
+def through(monkeypatch: pytest.MonkeyPatch, problems: int) -> None:
+    """Plan with programs of so many problems, over memory that is NaN wherever it is written before it is read."""
 
     def make(packed: PackedProblem, settings: sgp.SGP, buffers: Buffers, settled: int) -> RingPlan:
-        made = RingPlan(packed, settings, buffers, settled, ring)
+        made = RingPlan(packed, settings, buffers, settled, problems)
         named = ["x", "costate", "grad_u", "running", "terminal"]
         named += ["score"] * (packed.score is not None) + ["change"] * (packed.control_change > 0)
         for tensor in (*made.workspace, *(getattr(buffers, n) for n in named)):
             tensor.fill_(float("nan"))
         return made
 
-    monkeypatch.setattr(fused, "candidates_of", lambda *_: {f"ring of {ring.problems} problems": make})
+    monkeypatch.setattr(fused, "candidates_of", lambda *_: {f"ring of {problems} problems": make})
 
 
 def covered(**options: Any) -> Case:
@@ -90,7 +90,7 @@ def test_plans_of_every_kind(
     precision: str, scored: str | None, width: int, hidden: int, bounding: str, change: float, clip: float | None,
     problems: int, batch: int, horizon: int, iterations: int, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    through(monkeypatch, ring_of(problems, horizon))
+    through(monkeypatch, problems)
     bounds: dict[str, Any] = {} if bounding == "none" else {"bounds": (-0.4, 0.5)}
     case = covered(
         scored=scored, width=width, hidden=hidden, batch=batch, horizon=horizon, control_change=change, **bounds
@@ -105,7 +105,7 @@ def test_plans_of_every_kind(
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "normed"])
 @pytest.mark.parametrize("activation", ["relu", "elu", "silu", "gelu", "mish", "tanh"])
 def test_every_activation(activation: Any, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    through(monkeypatch, ring_of(2, 2))
+    through(monkeypatch, 2)
     spec = mlp(NZ, NX, width=20, hidden_layers=2, activation=activation, norm=norm)
     case = covered(scored=None, batch=2, horizon=2)
     dynamics = sgp.Dynamics(cases.module(spec, 1), cases.normalizer(NZ, 1))
@@ -115,7 +115,7 @@ def test_every_activation(activation: Any, norm: bool, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("condition", ["multiply", "add"])
 def test_conditions_of_each_kind(condition: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    through(monkeypatch, ring_of(4, 2))
+    through(monkeypatch, 4)
     layers = (Layer(9, "elu", condition=condition), Layer(9, "silu", norm=True, condition=condition), Layer(NZ))
     spec = NetworkSpec(NZ, layers, levels=len(cases.SIGMAS))
     case = covered(batch=3, horizon=2)
@@ -139,7 +139,7 @@ def test_products_are_of_16_bits() -> None:
 def test_how_a_batch_is_divided_changes_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     case, plans = covered(batch=3, horizon=2, bounds=(-0.4, 0.5)), []
     for problems in (1, 4, 64):
-        through(monkeypatch, ring_of(problems, 2))
+        through(monkeypatch, problems)
         plans.append(plan(case, BACKEND, "float16", step_size=0.0))
     for other in plans[1:]:
         assert relative(other.x, plans[0].x) < 1e-3 and relative(other.costate, plans[0].costate) < 1e-2
@@ -148,7 +148,7 @@ def test_how_a_batch_is_divided_changes_rounding_alone(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("problems", [4, 64])
 def test_a_problem_beside_others_and_beside_padding(problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, in the same bucket: three problems and a padded row are four problems without the last."""
-    through(monkeypatch, ring_of(problems, 1))
+    through(monkeypatch, problems)
     many, few = (plan(covered(batch=n, horizon=1), BACKEND, "float16", keep_moments=True) for n in (4, 3))
     assert many.stats["bucket"] == few.stats["bucket"] == 4
     equal(few, many.select(torch.arange(3, device=DEVICE)))
@@ -164,7 +164,7 @@ def test_problems_that_diverge_disturb_no_other(
     problems: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Among 16 of one program, starts of NaN, of infinity, and finite ones that are infinite once normalised."""
-    through(monkeypatch, ring_of(problems, 2))
+    through(monkeypatch, problems)
     case = covered(batch=16, horizon=2, bounds=(-0.4, 0.5))
     settings: dict[str, Any] = {"record_cost": True, "keep_moments": True, "tolerance": 1e-8, "clip_gradient": 0.5}
     settings["bounding"] = "tanh"
@@ -214,7 +214,7 @@ def test_a_problem_that_diverges_ends_as_the_eager_planner_says(
     iterations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes back to the last controls whose gradient was finite; problem 1, of the same program, never moves."""
-    through(monkeypatch, ring_of(2, 4))
+    through(monkeypatch, 2)
     init = torch.full((2, 4, NU), 1e-20, device=DEVICE)
     init[1] = 0
     steps = [10.0 ** (10 * i - 8) for i in range(iterations)]
@@ -239,12 +239,57 @@ def test_programs_are_as_small_as_keep_a_device_at_work_or_twice_that() -> None:
         assert tuple(found) == tuple(f"ring of {n} problems" for n in problems), rows
 
 
+def programs(width: int = 256, hidden: int = 4) -> dict[str, Program]:
+    """A problem's networks, packed, of the published shape or another."""
+    spec = mlp(NZ, NX, width=width, hidden_layers=hidden, activation="elu", norm=True)
+    return {name: lay_out(spec, 16).program for name in ("dynamics", "score", "cost")}
+
+
 @pytest.mark.parametrize("horizon", [1, 7, 8, 64])
 @pytest.mark.parametrize("problems", [1, 2, 16, 32, 64])
 def test_a_program_has_whole_steps_and_fits_in_shared_memory(problems: int, horizon: int) -> None:
-    ring = ring_of(problems, horizon)
+    ring = ring_of(problems, horizon, programs())
     assert ring.few >= problems and ring.steps * problems <= ring.many and ring.steps >= 1
-    assert ring.shared <= 200 << 10
+    vectors = 1024 * 3 * (5 + 2 * 4)
+    assert ring.slots >= 4 and 32768 * ring.slots + 512 * ring.many + vectors <= 223 << 10
+
+
+def test_networks_whose_vectors_leave_no_room_are_refused() -> None:
+    deep = programs(hidden=20)
+    said = uncovered_by_ring(deep, learned=True, terminal=False)
+    assert said == "networks of 63 layers together, whose vectors fill shared memory"
+
+
+# Tiles.
+
+
+@pytest.mark.parametrize("width", [16, 48, 100, 200])
+def test_tiles_hold_every_weight_where_a_product_reads_it(width: int) -> None:
+    """In blocks of 64 columns, in the order of an evaluation, and zeros where networks are widened."""
+    layers = (Layer(width, "elu", norm=True), Layer(width, "silu"), Layer(NX))
+    names, spec = ("dynamics", "score", "cost"), NetworkSpec(NZ, layers)
+    weights = {name: cases.module(spec, i).weights for i, name in enumerate(names)}
+    packed = {name: PackedNetwork.of(spec, weights[name]) for name in names}
+    networks = {name: network.program for name, network in packed.items()}
+    tiles, copies = tiles_for(networks, {name: network.weights for name, network in packed.items()})
+    for to, source in copies:
+        to.copy_(source)
+    at = 0
+    order = (("dynamics", False), ("cost", False), ("cost", True), ("score", False), ("dynamics", True))
+    for name, backward in order:
+        wide = widened(networks[name])
+        for i in (2, 1, 0) if backward else (0, 1, 2):
+            op, w = wide.operations[i], weights[name][f"layers.{i}.weight"]
+            want = torch.zeros(op.columns, op.inputs)
+            want[: w.shape[0], : w.shape[1]] = w
+            n, depth = tiles_of_operation(wide, backward, i), depth_of(wide, backward, i)
+            for k in range(n):
+                part = want[k * depth :][:depth] if backward else want[:, k * depth :][:, :depth]
+                blocks = torch.cat(part.split(64, 1))
+                assert torch.equal(tiles[256 * at :][: len(blocks)], blocks)
+                assert not tiles[256 * at + len(blocks) : 256 * (at + 1)].any()
+                at += 1
+    assert 256 * at == len(tiles) and at == ends(*(widened(networks[name]) for name in names))[-1]
 
 
 def fewer(case: Case, **parts: Any) -> Case:
@@ -353,33 +398,48 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="on a GPU copies arrive
 @jit
 def reading_early_kernel(source, out):
     """Of a copy: what its target holds before it is waited for, and behind that what it holds afterwards."""
-    at = gl.arange(0, 16)
-    slot = gl.allocate_shared_memory(gl.float32, [16], None)
-    async_copy.async_copy_global_to_shared(slot, source + at)
-    async_copy.commit_group()
+    at = gl.arange(0, 8)[:, None] * 64 + gl.arange(0, 64)[None, :]
+    slot = gl.allocate_shared_memory(source.dtype, [8, 64], None)
+    ready = gl.allocate_shared_memory(gl.int64, [1], None)
+    mbarrier.init(ready, count=1)
+    mbarrier.expect(ready, 1024)
+    tma.async_copy_global_to_shared(source, [8, 0], ready, slot)
     gl.store(out + at, slot.load(None))
-    async_copy.wait_group(0)
-    gl.store(out + 16 + at, slot.load(None))
+    mbarrier.wait(ready, 0)
+    gl.store(out + 512 + at, slot.load(None))
 
 
 @interpreted
 def test_a_copy_has_not_arrived_before_it_is_waited_for() -> None:
-    source, out = torch.arange(16.0), torch.zeros(32)
+    source, out = torch.arange(16 * 64.0).view(16, 64).half(), torch.zeros(16, 64)
     kernel: Any = reading_early_kernel
-    kernel[(1,)](source, out)
-    assert out[:16].isnan().all() and torch.equal(out[16:], source)
+    kernel[(1,)](described(source, 8), out)
+    assert out[:8].isnan().all() and torch.equal(out[8:], source[8:].float())
+
+
+@interpreted
+def test_a_wait_for_what_nothing_completes_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tma, "async_copy_global_to_shared", lambda *_, **__: None)
+    with pytest.raises(Exception, match="a wait without end: 32768 bytes expected of 0 copies"):
+        plan(covered(batch=2, horizon=1), BACKEND, "float16")
+
+
+def unwaited(left: int, deps: Any) -> Any:
+    """Products are waited for at the end of a layer alone."""
+    return deps[0] if left else warpgroup_mma_wait(left, deps)
 
 
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("how", ["none", "one too late"])
-def test_too_few_waits_are_seen(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every product of a tile that has not arrived is NaN, and so is the plan."""
-    case, wait = covered(batch=2, horizon=1), async_copy.wait_group
+@pytest.mark.parametrize("what", ["copies", "products"])
+def test_too_few_waits_are_seen(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product of a tile that has not arrived is NaN, or of one that was overwritten, and so is the plan."""
+    case = covered(batch=2, horizon=1, width=256)
     right = plan(case, BACKEND, "float16")
-    late = (lambda left=0: None) if how == "none" else (lambda left=0: wait(left + 1))
-    monkeypatch.setattr(async_copy, "_groups", [])
-    monkeypatch.setattr(async_copy, "wait_group", late)
+    if what == "copies":
+        monkeypatch.setattr(mbarrier, "wait", lambda *_: None)
+    else:
+        monkeypatch.setattr("sgp_fast.kernels.ring.warpgroup_mma_wait", unwaited)
     wrong = plan(case, BACKEND, "float16")
     assert right.x.isfinite().all() and (right.status != Status.DIVERGED).all()
     assert (wrong.status == Status.DIVERGED).all()
@@ -399,7 +459,7 @@ def test_parity_on_a_gpu(batch: int, precision: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("problems", [1, 2, 8, 16, 32, 64])
 def test_every_division_on_a_gpu(problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    through(monkeypatch, ring_of(problems, 8))
+    through(monkeypatch, problems)
     check(published(100), BACKEND, "bfloat16", iterations=1, step_size=0.0)
 
 
@@ -407,8 +467,7 @@ def test_every_division_on_a_gpu(problems: int, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("batch", [1, 100])
 def test_a_graph_does_what_its_body_does(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, over a whole plan."""
-    ring = ring_of(1 if batch == 1 else 16, 8)
-    through(monkeypatch, ring)
+    through(monkeypatch, 1 if batch == 1 else 16)
     case = published(batch)
     captured = plan(case, BACKEND, "bfloat16", iterations=20)
     without_graphs(monkeypatch, captured.u.device)

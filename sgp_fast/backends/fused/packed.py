@@ -6,6 +6,7 @@ controls' part in the same places, so that nothing is ever joined or cut apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class PackedProblem:
                     cost's
     goal            `[1, columns]`, `last_goal` likewise: of the costs themselves, for problems that bring none
     functions       costs that are not of ours; they are not packed
+    derived         what a regime makes of the weights for itself, made again after each `refresh`
 
     `refresh` copies all of it from the problem as it is now. It allocates nothing, so that it can be part of a graph.
     """
@@ -69,6 +71,7 @@ class PackedProblem:
         self.curvature = zeros(self.columns, self.columns) if hasattr(cost, "Q") else None
         self.last_curvature = zeros(self.columns, self.columns) if hasattr(terminal, "Q") else None
         self.control_change = problem.control_change
+        self.derived: list[Callable[[], None]] = []
         self.refresh(problem)
 
     @torch.no_grad()
@@ -95,6 +98,8 @@ class PackedProblem:
         for part, goal in ((own(problem.cost), self.goal), (own(problem.terminal), self.last_goal)):
             if getattr(part, "goal", None) is not None:
                 goal[0, :nx].copy_(part.goal)
+        for make in self.derived:
+            make()
 
     @property
     def has_terminal(self) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from ...kernels.gluon import described
 from ...kernels.packing import lay_out, padded
 from ...kernels.ring import Scratch, ring_kernel
-from ...kernels.ring_tiles import Ring, ring_of, uncovered_by_ring
+from ...kernels.ring_tiles import ring_of, tiles_for, uncovered_by_ring, widened
 from ...kernels.tiling import H200
 from ...planner import SGP
 from ...problem import Problem
@@ -31,17 +32,19 @@ class RingPlan:
 
     name = "ring"
 
-    def __init__(self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, ring: Ring) -> None:
-        """`settled` is the iteration from which the schedules no longer change."""
-        networks = {name: model.network.program for name, model in packed.models.items()}
+    def __init__(self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, problems: int) -> None:
+        """With programs of so many problems; `settled` is the iteration from which the schedules no longer change."""
+        packed_as = {name: model.network.program for name, model in packed.models.items()}
         if packed.dtype == torch.float32:
             raise ValueError("the ring regime multiplies in float16 or bfloat16; use backend='fused' for float32")
-        if (why := uncovered_by_ring(networks, "cost" in networks, packed.has_terminal)) is not None:
+        if (why := uncovered_by_ring(packed_as, "cost" in packed_as, packed.has_terminal)) is not None:
             raise ValueError(f"the ring regime does not cover {why}; use backend='fused', which takes another")
         check_device(packed.device)
         self.packed, self.planner, self.buffers = packed, planner, buffers
         self.iterations, self.settled = planner.iterations, settled
-        T, columns = planner.horizon, packed.columns
+        ring = self.ring = ring_of(problems, planner.horizon, packed_as)
+        networks = {name: widened(net) for name, net in packed_as.items()}
+        T, columns = planner.horizon, networks["dynamics"].columns
         self.programs = -(-buffers.rows // ring.problems)
         dynamics, cost = networks["dynamics"], networks["cost"]
 
@@ -55,8 +58,12 @@ class RingPlan:
             cost_moments=kept(ring.many * cost.moments, torch.float32),
             pull=kept(T * ring.problems * columns, torch.float32),
         )
+        weights = {name: model.network.weights for name, model in packed.models.items()}
+        self.tiles, self._copies = tiles_for(packed_as, weights)
+        packed.derived.append(self._cut)
+        self._cut()
         *models, _, scale, gain, _, at, search, beta, level, _ = tensors_of(packed, buffers)
-        self._arguments = (*models, scale, gain, at, search, beta, level, self.scratch)
+        self._arguments = (described(self.tiles, 256), *models, scale, gain, at, search, beta, level, self.scratch)
         self._constants: dict[str, Any] = dict(
             DYNAMICS=dynamics, SCORE=networks.get("score"), COST=cost, RING=ring, T=T, NX=packed.nx, NU=packed.nu,
             BOUNDING="none" if buffers.low is None else planner.bounding, num_warps=ring.warps,
@@ -86,7 +93,12 @@ class RingPlan:
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.scratch)
+        return sum(t.numel() * t.element_size() for t in (self.tiles, *self.scratch))
+
+    def _cut(self) -> None:
+        """Cut the weights of this moment into tiles."""
+        for to, source in self._copies:
+            to.copy_(source)
 
     def _evaluate(self, i: int) -> None:
         kernel: Any = ring_kernel[(self.programs,)]
@@ -102,7 +114,7 @@ def ring_plans(problem: Problem, planner: SGP, rows: int, device: torch.device, 
         return {}
     few = 1 << max(0, -(-rows // H200.multiprocessors) - 1).bit_length()
     sizes = {min(few, MOST_PROBLEMS), min(2 * few, MOST_PROBLEMS)} if rows > 1 else {1}
-    return {f"ring of {n} problems": _made_with(ring_of(n, planner.horizon)) for n in sorted(sizes)}
+    return {f"ring of {n} problems": _made_with(n) for n in sorted(sizes)}
 
 
 def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
@@ -129,8 +141,8 @@ def _is_sm_90(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
 
 
-def _made_with(ring: Ring) -> Make:
+def _made_with(problems: int) -> Make:
     def make(packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> RingPlan:
-        return RingPlan(packed, planner, buffers, settled, ring)
+        return RingPlan(packed, planner, buffers, settled, problems)
 
     return make
