@@ -230,7 +230,8 @@ def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[KernelRow]:
 
 def table(rows: list[KernelRow]) -> str:
     """A line a kernel."""
-    counted = {"HGMMA": "HGMMA", "groups": "WARPGROUP.ARRIVE"} | {n: n for n in ("HMMA", "UTCMMA", "LDGSTS", "UTMALDG", "FFMA")}
+    counted = {"HGMMA": "HGMMA", "groups": "WARPGROUP.ARRIVE"}
+    counted |= {name: name for name in ("HMMA", "UTCMMA", "LDGSTS", "UTMALDG", "FFMA")}
     head = ("sm", "kernel", "network", "dtype", "tile", "regs", "stack", "spills", "shared", *counted, "a SM", "roofline")
     lines: list[tuple[str, ...]] = [head]
     for row in rows:

@@ -77,7 +77,7 @@ def grid_kernel(
     table_ptr, counter_ptr, zero_ptr, rows_total, first, last, settled, moves, only_diverged,
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, LAYOUT: tl.constexpr,
     PROGRAMS: tl.constexpr, SYNCHRONISE: tl.constexpr, TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr,
-    NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr,
+    NU: tl.constexpr, CHUNK: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr,
     OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """Phases `first … last−1`, counted from the first iteration's; `counter` is zero at the start.
@@ -107,7 +107,7 @@ def grid_kernel(
                         _run(
                             item, t, dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, step, scratch,
                             zero_ptr, rows_total, job, DYNAMICS, SCORE, COST, TERMINAL, LAYOUT, TILE, T, NX, NU,
-                            NU_COLUMNS, BOUNDING, CHANGE, HISTORY, OPTIONS, FUNCTION, LAST_FUNCTION, PARAMS,
+                            CHUNK, BOUNDING, CHANGE, HISTORY, OPTIONS, FUNCTION, LAST_FUNCTION, PARAMS,
                         )  # fmt: skip
             lane = ((lane - items) % PROGRAMS + PROGRAMS) % PROGRAMS
         if SYNCHRONISE:  # noqa: SIM102
@@ -131,7 +131,7 @@ def _run(
     item, t, dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, step, scratch, zero_ptr, rows_total,
     NUMBER: tl.constexpr, DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr,
     LAYOUT: tl.constexpr, TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr,
-    NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr, OPTIONS: tl.constexpr,
+    CHUNK: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr, OPTIONS: tl.constexpr,
     FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
     """One item of the job of that number."""
@@ -225,7 +225,7 @@ def _run(
         tl.debug_barrier()  # the first step's gradient is read in another layout
         update_rows(
             search, rows.problem, rows.inside, step.i, tl.load(step.size + step.i), step.settled, step.moves, OPTIONS, T, NU,
-            NU_COLUMNS, BOUNDING, CHANGE, HISTORY,
+            CHUNK, BOUNDING, CHANGE, HISTORY,
         )  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def adjoint(
 @triton.jit(do_not_specialize=["i", "settled", "moves", "rows_total"])
 def update_kernel(
     search, step_size_ptr, i, settled, moves, rows_total,
-    OPTIONS: tl.constexpr, T: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr,
+    OPTIONS: tl.constexpr, T: tl.constexpr, NU: tl.constexpr, CHUNK: tl.constexpr, BOUNDING: tl.constexpr,
     CHANGE: tl.constexpr, HISTORY: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """Judge all problems after their evaluation in iteration i, and move them or not; see `update.update_rows`.
@@ -182,7 +182,7 @@ def update_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     inside, step_size = rows < rows_total, tl.load(step_size_ptr + i)
     update_rows(
-        search, rows, inside, i, step_size, settled != 0, moves != 0, OPTIONS, T, NU, NU_COLUMNS, BOUNDING, CHANGE, HISTORY
+        search, rows, inside, i, step_size, settled != 0, moves != 0, OPTIONS, T, NU, CHUNK, BOUNDING, CHANGE, HISTORY
     )
 
 

@@ -66,7 +66,7 @@ def plan_kernel(
     dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, beta_ptr, level_ptr, step_size_ptr,
     zero_ptr, scratch_ptr, scratch32_ptr, rows_total, first, last, settled, moves, only_diverged,
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, TILE: tl.constexpr,
-    TALL: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr,
+    TALL: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, CHUNK: tl.constexpr,
     BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr, KEEP: tl.constexpr, SIZES: tl.constexpr,
     OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
@@ -104,7 +104,7 @@ def plan_kernel(
         rows = _rows(block, TILE)
         step_size = tl.load(step_size_ptr + i)
         update_rows(
-            search, rows, rows < block.total, i, step_size, i >= settled, moves != 0, OPTIONS, T, NU, NU_COLUMNS, BOUNDING,
+            search, rows, rows < block.total, i, step_size, i >= settled, moves != 0, OPTIONS, T, NU, CHUNK, BOUNDING,
             CHANGE, HISTORY,
         )  # fmt: skip
 

@@ -88,36 +88,30 @@ def clamp(v, low, high):
 @triton.jit
 def update_rows(
     search, rows, inside, i, step_size, settled, moves, OPTIONS: tl.constexpr,
-    T: tl.constexpr, NU: tl.constexpr, NU_COLUMNS: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr,
+    T: tl.constexpr, NU: tl.constexpr, CHUNK: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr,
     HISTORY: tl.constexpr,
 ):  # fmt: skip
     """Judge the problems `rows` after their evaluation in iteration i, and where it `moves` take one of Adam's steps.
 
-    BOUNDING is "none", "project" or "tanh". With CHANGE the penalty on changes of control is added to `grad_u` and its
-    value written; with HISTORY (a number of columns, or 0) the task cost before a step is. Returns which rows have
-    just diverged.
+    A problem's controls, `T · NU` numbers, lie one behind the other, and CHUNK of them are asked for at once. BOUNDING is
+    "none", "project" or "tanh". With CHANGE the penalty on changes of control is added to `grad_u` and its value written;
+    with HISTORY (a number of columns, or 0) the task cost before a step is.
 
     Whether it moves is known at run time alone: kernels take many seconds to compile, and one serves iterations and the
     evaluation behind them.
     """
-    cols = tl.arange(0, NU_COLUMNS)[None, :]
-    mask = inside[:, None] & (cols < NU)
-    at = rows[:, None] * (T * NU) + cols
-    low, high = 0.0, 0.0
-    if BOUNDING != "none":
-        low = tl.load(search.low + rows[:, None] * NU + cols, mask=mask, other=-1.0)
-        high = tl.load(search.high + rows[:, None] * NU + cols, mask=mask, other=1.0)
-
     if CHANGE:
         value = tl.zeros_like(tl.load(search.change + rows, mask=inside, other=0.0))
-        for t in range(T):
-            u = control_of(tl.load(search.v + at + t * NU, mask=mask, other=0.0), low, high, BOUNDING)
-            before = control_of(tl.load(search.v + at + max(t - 1, 0) * NU, mask=mask, other=0.0), low, high, BOUNDING)
-            after = control_of(tl.load(search.v + at + min(t + 1, T - 1) * NU, mask=mask, other=0.0), low, high, BOUNDING)
+        for first in range(0, T * NU, CHUNK):
+            cols, at, mask, low, high = _chunk(search, rows, inside, first, T, NU, CHUNK, BOUNDING)
+            earlier, later = at - NU * (cols >= NU), at + NU * (cols < (T - 1) * NU)
+            u = control_of(tl.load(search.v + at, mask=mask, other=0.0), low, high, BOUNDING)
+            before = control_of(tl.load(search.v + earlier, mask=mask, other=0.0), low, high, BOUNDING)
+            after = control_of(tl.load(search.v + later, mask=mask, other=0.0), low, high, BOUNDING)
             value += tl.sum(tl.where(mask, (u - before) * (u - before), 0.0), 1)
-            g = tl.load(search.grad_u + at + t * NU, mask=mask, other=0.0)
+            g = tl.load(search.grad_u + at, mask=mask, other=0.0)
             g += 2 * OPTIONS.control_change * ((u - before) - (after - u))
-            tl.store(search.grad_u + at + t * NU, g, mask=mask)
+            tl.store(search.grad_u + at, g, mask=mask)
         tl.store(search.change + rows, OPTIONS.control_change * value, mask=inside)
         tl.debug_barrier()  # what follows reads it, perhaps in other threads
 
@@ -125,15 +119,18 @@ def update_rows(
     if HISTORY > 0:
         cost = tl.load(search.terminal + rows, mask=inside, other=0.0)
         cost += tl.load(search.change + rows, mask=inside, other=0.0)
-        for t in range(T):
-            cost += tl.load(search.running + rows * T + t, mask=inside, other=0.0)
+        for first in range(0, T, CHUNK):
+            steps = first + tl.arange(0, CHUNK)[None, :]
+            there = inside[:, None] & (steps < T)
+            cost += tl.sum(tl.load(search.running + rows[:, None] * T + steps, mask=there, other=0.0), 1)
         tl.store(search.history + rows * HISTORY + i, tl.where(active, cost, float("nan")), mask=inside & moves)
 
     size = tl.zeros_like(tl.load(search.count + rows, mask=inside, other=0.0))
     projected, pulled = size, size
-    for t in range(T):
-        v = tl.load(search.v + at + t * NU, mask=mask, other=0.0)
-        g = tl.load(search.grad_u + at + t * NU, mask=mask, other=0.0)
+    for first in range(0, T * NU, CHUNK):
+        cols, at, mask, low, high = _chunk(search, rows, inside, first, T, NU, CHUNK, BOUNDING)
+        v = tl.load(search.v + at, mask=mask, other=0.0)
+        g = tl.load(search.grad_u + at, mask=mask, other=0.0)
         size += tl.sum(g * g, 1)
         p = g
         if BOUNDING != "none":
@@ -150,42 +147,60 @@ def update_rows(
     shrink = tl.minimum(OPTIONS.clip / (tl.sqrt(pulled) + 1e-6), 1.0)[:, None]
 
     count = tl.load(search.count + rows, mask=inside, other=0.0) + 1
+    taken = tl.load(search.taken + rows, mask=inside, other=0)
     bias1 = -expm1(count * OPTIONS.log_beta1)[:, None]
     bias2 = -expm1(count * OPTIONS.log_beta2)[:, None]
     goes = go_on & moves
-    on = mask & goes[:, None]
     tl.debug_barrier()  # several warps may hold a row: all have read v before one writes it
-    for t in range(T):
-        v = tl.load(search.v + at + t * NU, mask=mask, other=0.0)
-        good = tl.load(search.good + at + t * NU, mask=mask, other=0.0)
-        tl.store(search.good + at + t * NU, v, mask=mask & finite[:, None])
+    for first in range(0, T * NU, CHUNK):
+        cols, at, mask, low, high = _chunk(search, rows, inside, first, T, NU, CHUNK, BOUNDING)
+        on = mask & goes[:, None]
+        v = tl.load(search.v + at, mask=mask, other=0.0)
+        good = tl.load(search.good + at, mask=mask, other=0.0)
+        g = tl.load(search.grad_u + at, mask=on, other=0.0)
+        m = tl.load(search.m + at, mask=on, other=0.0)
+        s = tl.load(search.s + at, mask=on, other=0.0)
+        tl.store(search.good + at, v, mask=mask & finite[:, None])
         v = tl.where(diverged[:, None], good, v)
-        g = tl.load(search.grad_u + at + t * NU, mask=on, other=0.0)
         if BOUNDING == "tanh":
             g = _pull(v, g, low, high)
         g = g * shrink
-        m = tl.load(search.m + at + t * NU, mask=on, other=0.0)
-        s = tl.load(search.s + at + t * NU, mask=on, other=0.0)
         m += (1 - OPTIONS.beta1) * (g - m)
         s = OPTIONS.beta2 * s + (1 - OPTIONS.beta2) * g * g
         stepped = v - step_size * (m / bias1) / (tl.sqrt(s / bias2) + OPTIONS.eps)
         v = tl.where(on, stepped, v)
-        tl.store(search.m + at + t * NU, m, mask=on)
-        tl.store(search.s + at + t * NU, s, mask=on)
+        tl.store(search.m + at, m, mask=on)
+        tl.store(search.s + at, s, mask=on)
         if BOUNDING == "project":
             v = tl.where(moves, clamp(v, low, high), v)
-        tl.store(search.v + at + t * NU, v, mask=mask)
-    taken = tl.load(search.taken + rows, mask=inside, other=0)
+        tl.store(search.v + at, v, mask=mask)
     tl.debug_barrier()  # a row's numbers may be read by several warps: all have, before one writes
     tl.store(search.count + rows, count, mask=inside & goes)
     tl.store(search.taken + rows, taken + 1, mask=inside & goes)
     tl.store(search.active + rows, go_on.to(tl.int8), mask=inside)
     tl.store(search.diverged + rows, tl.full(diverged.shape, 1, tl.int8), mask=inside & diverged)
     tl.store(search.converged + rows, tl.full(converged.shape, 1, tl.int8), mask=inside & converged)
-    return diverged
+
+
+@triton.jit
+def _chunk(search, rows, inside, first, T: tl.constexpr, NU: tl.constexpr, CHUNK: tl.constexpr, BOUNDING: tl.constexpr):
+    """The numbers of some controls in a row of them, their places, which of them there are, and their limits."""
+    cols = first + tl.arange(0, CHUNK)[None, :]
+    mask = inside[:, None] & (cols < T * NU)
+    low, high = 0.0, 0.0
+    if BOUNDING != "none":
+        limit = rows[:, None] * NU + cols % NU
+        low = tl.load(search.low + limit, mask=mask, other=-1.0)
+        high = tl.load(search.high + limit, mask=mask, other=1.0)
+    return cols, rows[:, None] * (T * NU) + cols, mask, low, high
 
 
 @triton.jit
 def _pull(v, g, low, high):
     """The gradient in v of a gradient in u = mid + half·tanh(v)."""
     return g * (high - low) / 2 * tanh_slope(v)
+
+
+def chunk_of(numbers: int, rows: int, threads: int) -> int:
+    """Of so many controls of a problem, how many `update_rows` takes at once: all, or such that a thread has eight."""
+    return max(16, min(1 << (numbers - 1).bit_length(), 8 * threads // rows))

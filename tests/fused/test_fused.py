@@ -184,6 +184,15 @@ def test_many_problems_over_a_long_horizon(cost: str, terminal: str, batch: int,
 
 
 @both_regimes
+@pytest.mark.parametrize("bounding", ["project", "tanh"])
+def test_controls_that_are_taken_in_parts(bounding: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen at once of a problem's 22, where a thread could not hold all of them."""
+    for regime in ("tile", "updating"):
+        monkeypatch.setattr(f"sgp_fast.backends.fused.{regime}.chunk_of", lambda *_: 16)
+    case = small("quadratic", "quadratic", batch=3, horizon=11, control_change=0.3, bounds=(-0.4, 0.5))
+    check(case, backend, iterations=3, bounding=bounding, clip_gradient=0.5, record_cost=True, keep_moments=True)
+
+
 @pytest.mark.parametrize("dynamics", ["learned", "scaled blocks"])
 @pytest.mark.slow
 def test_networks_at_their_usual_depth(dynamics: str, backend: str) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from ...kernels.grid import Scratch, grid_kernel
 from ...kernels.network_op import is_interpreted
-from ...kernels.packing import padded
 from ...kernels.phases import (
     MAX_ROWS,
     GridTile,
@@ -20,6 +19,7 @@ from ...kernels.phases import (
     uncovered_by_grid,
 )
 from ...kernels.tiling import H200
+from ...kernels.update import chunk_of
 from ...planner import SGP
 from ..stages import WHOLE, stage
 from .arguments import options_of, tensors_of
@@ -82,7 +82,8 @@ class GridPlan:
         self._constants: dict[str, Any] = dict(
             DYNAMICS=networks["dynamics"], SCORE=networks.get("score"), COST=networks.get("cost"),
             TERMINAL=networks.get("terminal"), LAYOUT=layout, PROGRAMS=self.programs, TILE=tile, T=T, NX=packed.nx,
-            NU=packed.nu, NU_COLUMNS=padded(packed.nu), BOUNDING="none" if buffers.low is None else planner.bounding,
+            NU=packed.nu, CHUNK=chunk_of(T * packed.nu, tile.few.block_b, 32 * tile.warps),
+            BOUNDING="none" if buffers.low is None else planner.bounding,
             CHANGE=packed.control_change > 0, HISTORY=0 if buffers.history is None else planner.iterations,
             OPTIONS=options_of(packed, planner), FUNCTION=functions.running, LAST_FUNCTION=functions.terminal,
             PARAMS=functions.params_width, MOST=MAX_ROWS, num_warps=tile.warps, num_stages=1,

@@ -10,6 +10,7 @@ from ...kernels.network_op import is_interpreted
 from ...kernels.packing import lay_out, padded
 from ...kernels.tile import plan_kernel
 from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tall, tiles
+from ...kernels.update import chunk_of
 from ...planner import SGP
 from ...problem import Problem
 from ..stages import WHOLE, stage
@@ -40,8 +41,9 @@ class TilePlan:
         self._arguments = tensors_of(packed, buffers)
         self._constants: dict[str, Any] = dict(
             DYNAMICS=programs["dynamics"], SCORE=programs.get("score"), COST=costs[0], TERMINAL=costs[1], TILE=tile,
-            TALL=tall, T=planner.horizon, NX=packed.nx, NU=packed.nu, NU_COLUMNS=padded(packed.nu), KEEP=kept, SIZES=layout,
-            CHANGE=packed.control_change > 0, HISTORY=0 if buffers.history is None else planner.iterations,
+            TALL=tall, T=planner.horizon, NX=packed.nx, NU=packed.nu, KEEP=kept, SIZES=layout,
+            CHUNK=chunk_of(planner.horizon * packed.nu, tile.block_b, 32 * tile.warps), CHANGE=packed.control_change > 0,
+            HISTORY=0 if buffers.history is None else planner.iterations,
             BOUNDING="none" if buffers.low is None else planner.bounding,
             OPTIONS=options_of(packed, planner), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

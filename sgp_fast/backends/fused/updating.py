@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from ...kernels.sweeps import update_kernel
+from ...kernels.update import chunk_of
 from ...planner import SGP
 from .arguments import options_of, search_of
 from .buffers import Buffers
 from .packed import PackedProblem
 
 # Numbers of a program, which has one warp: it waits for memory again and again, and many programs hide that.
-PROGRAM = 32
+PROGRAM = 128
 
 
 def update(
     packed: PackedProblem, planner: SGP, buffers: Buffers, i: int, *, settled: bool, moves: bool
 ) -> None:
     """Enqueue the end of iteration i; `settled` as in `kernels.update`."""
-    nu_columns = 1 << (packed.nu - 1).bit_length()
-    block = max(1, PROGRAM // nu_columns)
+    chunk = chunk_of(buffers.horizon * packed.nu, 1, 32)
+    block = max(1, PROGRAM // chunk)
     constants: dict[str, Any] = dict(
-        OPTIONS=options_of(packed, planner), T=buffers.horizon, NU=packed.nu, NU_COLUMNS=nu_columns,
+        OPTIONS=options_of(packed, planner), T=buffers.horizon, NU=packed.nu, CHUNK=chunk,
         BOUNDING="none" if buffers.low is None else planner.bounding, CHANGE=packed.control_change > 0,
         HISTORY=0 if buffers.history is None else planner.iterations, BLOCK_B=block, num_warps=1,
     )  # fmt: skip
