@@ -456,7 +456,7 @@ def _grid(width: int, problems: int, dtype: str, programs: int, traced: bool = F
 
 
 def _ring(problems: int, dtype: str) -> Launch:
-    """An evaluation of a program's problems; the step behind it is a kernel of the layered regime."""
+    """All iterations of a program's problems."""
     kind = DTYPES[dtype][0]
     case, packed = _packed(256, kind)
     networks = {name: model.network.program for name, model in packed.models.items()}
@@ -464,7 +464,7 @@ def _ring(problems: int, dtype: str) -> Launch:
 
     def run() -> None:
         buffers = Buffers.allocate(problems, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
-        RingPlan(packed, replace(case.planner, iterations=1), buffers, 0, problems)._evaluate(0)
+        RingPlan(packed, replace(case.planner, iterations=1), buffers, 1, problems).iterate(0, 1)
 
     few, many = Tile(ring.few), Tile(ring.many)
     step = _forward(networks["dynamics"], few, kind) + _vjp(networks["dynamics"], few, kind)

@@ -224,8 +224,8 @@ def _run(
         )
         tl.debug_barrier()  # the first step's gradient is read in another layout
         update_rows(
-            search, rows.problem, rows.inside, step.i, tl.load(step.size + step.i), step.settled, step.moves, OPTIONS, T, NU,
-            CHUNK, BOUNDING, CHANGE, HISTORY,
+            search, rows.problem, rows.inside, tl.arange(0, CHUNK)[None, :], step.i, tl.load(step.size + step.i),
+            step.settled, step.moves, OPTIONS, T, NU, BOUNDING, CHANGE, HISTORY,
         )  # fmt: skip
 
 

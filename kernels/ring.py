@@ -16,15 +16,13 @@ waited for. On its left 64 rows are the least: of fewer rows of y the weights st
     adjoint   t = T−1 … 0    (λ, g_t) = p_t + (λ, 0) + (∂_z f)ᵀ λ                                 RING.few rows
 
 Networks are plain: layers with or without a norm, conditioned or not (`uncovered_by_ring`), and widened to 64 columns
-(`widened`). A step of the planner is this kernel and then `sweeps.update_kernel`. Written in Gluon, for sm_90; `gluon.py`
-says how it is interpreted.
+(`widened`). All iterations of a plan are one launch: a problem's step of Adam, by `update.update_rows`, is its program's.
+Written in Gluon, for sm_90; `gluon_interpreted` says how it is tested without.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportAssignmentType=false
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportInvalidTypeForm=false
-
-from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -45,8 +43,20 @@ from .gluon import (
     warpgroup_mma_wait,
 )
 from .layers import layer_norm_eps
-from .ring_tiles import barriers, depth_of, ends, numbers_of_tile, place_of, products, shared, sums, tiles_of_operation
-from .update import control_of
+from .ring_tiles import (
+    barriers,
+    controls,
+    depth_of,
+    ends,
+    numbers_of_tile,
+    place_of,
+    products,
+    shared,
+    sums,
+    tiles_of_iteration,
+    tiles_of_operation,
+)
+from .update import control_of, update_rows
 
 
 class Scratch(NamedTuple):
@@ -77,115 +87,207 @@ class Net(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """All tiles in memory, the slots that they pass through, and the barriers that say that they have arrived."""
+    """All tiles in memory, the slots that they pass through, and the barriers that say that they have arrived.
+
+    passed  tiles in the iterations before
+    more    whether an iteration follows
+    """
 
     tiles: Any
     slots: Any
     ready: Any
+    passed: Any
+    more: Any
 
 
-@jit(do_not_specialize=["rows_total", "i", "zero"])
+class Block(NamedTuple):
+    """The problems of a program: the first of them, and how many all programs have; `zero` as in `Net`."""
+
+    first: Any
+    total: Any
+    zero: Any
+
+
+@jit(do_not_specialize=["rows_total", "first", "last", "settled", "moves", "only_diverged", "zero"])
 def ring_kernel(
-    tiles, dynamics, score, cost, scale_ptr, gain_ptr, at, search, beta_ptr, level_ptr, scratch, rows_total, i, zero,
-    DYNAMICS: gl.constexpr, SCORE: gl.constexpr, COST: gl.constexpr, RING: gl.constexpr, T: gl.constexpr,
-    NX: gl.constexpr, NU: gl.constexpr, BOUNDING: gl.constexpr,
+    tiles, dynamics, score, cost, scale_ptr, gain_ptr, at, search, beta_ptr, level_ptr, step_size_ptr, scratch,
+    rows_total, first, last, settled, moves, only_diverged, zero,
+    DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, RING: tl.constexpr, T: tl.constexpr,
+    NX: tl.constexpr, NU: tl.constexpr, CHUNK: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr,
+    HISTORY: tl.constexpr, OPTIONS: tl.constexpr,
 ):  # fmt: skip
-    """States, costs, scores and gradients of a block of problems, with the level and β of iteration i."""
-    COLUMNS: gl.constexpr = DYNAMICS.columns
-    FEW: gl.constexpr = RING.few
-    MANY: gl.constexpr = RING.many
-    STEPS: gl.constexpr = RING.steps
-    PROBLEMS: gl.constexpr = RING.problems
-    PLAN: gl.constexpr = (ends(DYNAMICS, SCORE, COST), T, RING)
-    FEW_LAYOUT: gl.constexpr = sums(FEW, COLUMNS, gl.num_warps())
-    MANY_LAYOUT: gl.constexpr = sums(MANY, COLUMNS, gl.num_warps())
-    pid = gl.program_id(0).to(gl.int64)
-    first = pid * PROBLEMS
-    ring = _begin(tiles, RING)
-    for j in gl.static_range(RING.slots - 1):
-        _fetch(ring, j, j, PLAN)
-    level = gl.load(level_ptr + i)
-    dynamics_vectors = _vectors(dynamics.vectors, dynamics.vectors, DYNAMICS)
-    cost_vectors = _vectors(cost.vectors, cost.vectors, COST)
-    if SCORE is not None:
-        row = score.vectors + SCORE.embedding + level * SCORE.condition_columns
-        score_vectors = _vectors(score.vectors, row, SCORE)
-    y = gl.allocate_shared_memory(tiles.dtype, [1, MANY if MANY > FEW else FEW, 256], shared())
+    """Iterations `first … last−1` of a block of problems; where nothing `moves` they are evaluated and judged.
 
-    # Rollout.
-    saved = scratch.saved + pid * (T * FEW * DYNAMICS.saved)
-    moments = scratch.moments + pid * (T * FEW * DYNAMICS.moments)
-    problem, step, inside, cols = _rows(first, 0, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+    `only_diverged`, which is for a single iteration, skips blocks in which no problem has diverged.
+    """
+    FEW: tl.constexpr = RING.few
+    MANY: tl.constexpr = RING.many
+    PROBLEMS: tl.constexpr = RING.problems
+    SLOTS: tl.constexpr = RING.slots
+    PLAN: tl.constexpr = (ends(DYNAMICS, SCORE, COST), T, RING)
+    pid = gl.program_id(0).to(gl.int64)
+    block = Block(pid * PROBLEMS, rows_total, zero)
+    if only_diverged != 0:
+        rows = block.first + gl.arange(0, PROBLEMS, layout=gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+        marked = gl.load(search.diverged + rows, mask=rows < rows_total, other=0).to(gl.int32)
+        first += (gl.sum(marked, 0) == 0).to(gl.int32)  # a pass is one iteration: none is left then
+    slots = gl.allocate_shared_memory(tiles.dtype, [SLOTS, 256, 64], shared())
+    ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], barriers())
+    y = gl.allocate_shared_memory(tiles.dtype, [1, MANY if MANY > FEW else FEW, 256], shared())
+    for j in gl.static_range(SLOTS):
+        mbarrier.init(ready.index(j), count=1)
+    fence_async_shared()
+    thread_barrier()
+    for j in gl.static_range(SLOTS - 1):
+        _fetch(Weights(tiles, slots, ready, 0, first < last), j, j, PLAN)
+    dynamics_vectors = _vectors(dynamics.vectors, DYNAMICS)
+    cost_vectors = _vectors(cost.vectors, COST)
+    if SCORE is not None:
+        score_vectors = _vectors(score.vectors, SCORE)
+    passed = 0
+    for i in range(first, last):
+        ring = Weights(tiles, slots, ready, passed, i + 1 < last)
+        own = _own(scratch, pid, DYNAMICS, COST, PLAN)
+        n = _roll_out(
+            dynamics, dynamics_vectors, scale_ptr, at, search, own, block, y, ring, DYNAMICS, PLAN, NX, NU, BOUNDING
+        )
+        thread_barrier()
+        level, beta = gl.load(level_ptr + i), gl.load(beta_ptr + i)
+        if SCORE is not None:
+            _keep_condition(score_vectors, score.vectors, level, SCORE)
+            gain = gl.load(gain_ptr + level)
+            n = _costs_and_scores(
+                cost, cost_vectors, score, score_vectors, gain, beta, at, search, own, block, y, ring, n, COST, SCORE, PLAN,
+                NX, NU, BOUNDING,
+            )  # fmt: skip
+        else:
+            n = _costs_and_scores(
+                cost, cost_vectors, cost, cost_vectors, 0.0, beta, at, search, own, block, y, ring, n, COST, SCORE, PLAN,
+                NX, NU, BOUNDING,
+            )  # fmt: skip
+        thread_barrier()
+        _pull_back(dynamics, dynamics_vectors, scale_ptr, at, search, own, block, y, ring, n, DYNAMICS, PLAN, NX, NU)
+        thread_barrier()
+        CONTROLS: tl.constexpr = controls(CHUNK, gl.num_warps())
+        rows = block.first + gl.arange(0, PROBLEMS, layout=gl.SliceLayout(1, CONTROLS))
+        chunk = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, CONTROLS))[None, :]
+        update_rows(
+            search, rows, rows < rows_total, chunk, i, gl.load(step_size_ptr + i), i >= settled, moves != 0, OPTIONS, T, NU,
+            BOUNDING, CHANGE, HISTORY,
+        )  # fmt: skip
+        thread_barrier()
+        passed += tiles_of_iteration(PLAN[0], T, RING.steps)
+
+
+@jit
+def _own(scratch, pid, DYNAMICS: tl.constexpr, COST: tl.constexpr, PLAN: tl.constexpr):
+    """A program's part of the scratch."""
+    T: tl.constexpr = PLAN[1]
+    FEW: tl.constexpr = PLAN[2].few
+    MANY: tl.constexpr = PLAN[2].many
+    return Scratch(
+        scratch.saved + pid * (T * FEW * DYNAMICS.saved), scratch.moments + pid * (T * FEW * DYNAMICS.moments),
+        scratch.cost_saved + pid * (MANY * COST.saved), scratch.cost_moments + pid * (MANY * COST.moments),
+        scratch.pull + pid * (T * PLAN[2].problems * DYNAMICS.columns),
+    )  # fmt: skip
+
+
+@jit
+def _roll_out(
+    model, vectors, scale_ptr, at, search, scratch, block, y, ring, NET: tl.constexpr, PLAN: tl.constexpr, NX: tl.constexpr,
+    NU: tl.constexpr, BOUNDING: tl.constexpr,
+):  # fmt: skip
+    """States of all steps; the count of tiles behind them."""
+    T: tl.constexpr = PLAN[1]
+    ROWS: tl.constexpr = PLAN[2].few
+    COLUMNS: tl.constexpr = NET.columns
+    LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    problem, step, inside, cols = _rows(block, 0, ROWS, 1, PLAN, COLUMNS, LAYOUT)
     is_x = inside[:, None] & (cols < NX)[None, :]
     x = gl.load(at.x0 + problem[:, None] * NX + cols[None, :], mask=is_x, other=0.0)
     gl.store(at.x + (problem * (T + 1))[:, None] * NX + cols[None, :], x, mask=is_x)
     n = 0
     for t in range(T):
-        problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+        problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         z = x + _controls(search, problem, step, inside, cols, NX, NU, T, BOUNDING)
-        net = Net(dynamics_vectors, saved + t * (FEW * DYNAMICS.saved), moments + t * (FEW * DYNAMICS.moments), zero)
-        out, n = _forward(_normalised(z, dynamics, cols, NX + NU), y, ring, n, net, DYNAMICS, FEW, PLAN, True)
-        problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+        net = Net(
+            vectors, scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments), block.zero
+        )
+        out, n = _forward(_normalised(z, model, cols, NX + NU), y, ring, n, net, NET, ROWS, PLAN, True)
+        problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         is_x = inside[:, None] & (cols < NX)[None, :]
         x = gl.where(is_x, x + _row(scale_ptr, cols, NX) * out, 0.0)
         gl.store(at.x + (problem * (T + 1) + t + 1)[:, None] * NX + cols[None, :], x, mask=is_x)
-    thread_barrier()
+    return n
 
-    # Costs and scores.
-    cost_saved = scratch.cost_saved + pid * (MANY * COST.saved)
-    cost_moments = scratch.cost_moments + pid * (MANY * COST.moments)
-    pull_ptr = scratch.pull + pid * (T * PROBLEMS * COLUMNS)
-    cost_net = Net(cost_vectors, cost_saved, cost_moments, zero)
+
+@jit
+def _costs_and_scores(
+    cost, cost_vectors, score, score_vectors, gain, beta, at, search, scratch, block, y, ring, n, COST: tl.constexpr,
+    SCORE: tl.constexpr, PLAN: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, BOUNDING: tl.constexpr,
+):  # fmt: skip
+    """Costs, scores and the pull of all steps, some steps at once; the count of tiles behind them."""
+    T: tl.constexpr = PLAN[1]
+    ROWS: tl.constexpr = PLAN[2].many
+    STEPS: tl.constexpr = PLAN[2].steps
+    PROBLEMS: tl.constexpr = PLAN[2].problems
+    COLUMNS: tl.constexpr = COST.columns
+    LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    net = Net(cost_vectors, scratch.cost_saved, scratch.cost_moments, block.zero)
+    score_net = Net(score_vectors, scratch.cost_saved, scratch.cost_moments, block.zero)
     for t in range(0, T, STEPS):
-        many, at_step, there, many_cols = _rows(
-            first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
-        )
-        x_mask = there[:, None] & (many_cols < NX)[None, :]
-        place = (many * (T + 1) + at_step)[:, None] * NX + many_cols[None, :]
-        z = gl.load(at.x + place, mask=x_mask, other=0.0)
-        z += _controls(search, many, at_step, there, many_cols, NX, NU, T, BOUNDING)
-        value, n = _forward(_normalised(z, cost, many_cols, NX + NU), y, ring, n, cost_net, COST, MANY, PLAN, True)
-        value = _first_column(value, MANY, COST.out_columns)
-        many, at_step, there, many_cols = _rows(
-            first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
-        )
-        value_layout: gl.constexpr = gl.SliceLayout(1, MANY_LAYOUT)
-        gl.store(search.running + many * T + at_step, gl.convert_layout(value, value_layout), mask=there)
-        pull, n = _backward(_one(MANY, COST.out_columns), y, ring, n, cost_net, COST, MANY, PLAN)
-        many, at_step, there, many_cols = _rows(
-            first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
-        )
-        pull *= _row(cost.inv_k, many_cols, NX + NU)
+        problem, step, inside, cols = _rows(block, t, ROWS, STEPS, PLAN, COLUMNS, LAYOUT)
+        is_x = inside[:, None] & (cols < NX)[None, :]
+        z = gl.load(at.x + (problem * (T + 1) + step)[:, None] * NX + cols[None, :], mask=is_x, other=0.0)
+        z += _controls(search, problem, step, inside, cols, NX, NU, T, BOUNDING)
+        value, n = _forward(_normalised(z, cost, cols, NX + NU), y, ring, n, net, COST, ROWS, PLAN, True)
+        value = _first_column(value, ROWS, COST.out_columns)
+        problem, step, inside, cols = _rows(block, t, ROWS, STEPS, PLAN, COLUMNS, LAYOUT)
+        value_layout: tl.constexpr = gl.SliceLayout(1, LAYOUT)
+        gl.store(search.running + problem * T + step, gl.convert_layout(value, value_layout), mask=inside)
+        pull, n = _backward(_one(ROWS, COST.out_columns), y, ring, n, net, COST, ROWS, PLAN)
+        problem, step, inside, cols = _rows(block, t, ROWS, STEPS, PLAN, COLUMNS, LAYOUT)
+        pull *= _row(cost.inv_k, cols, NX + NU)
         if SCORE is not None:
-            score_net = Net(score_vectors, cost_saved, cost_moments, zero)
-            s, n = _forward(_normalised(z, score, many_cols, NX + NU), y, ring, n, score_net, SCORE, MANY, PLAN, False)
-            many, at_step, there, many_cols = _rows(
-                first, t, rows_total, zero, MANY, STEPS, RING, T, COLUMNS, MANY_LAYOUT
-            )
-            s *= _row(score.inv_k, many_cols, NX + NU) * gl.load(gain_ptr + level)
-            is_z = there[:, None] & (many_cols < NX + NU)[None, :]
-            gl.store(at.score + (many * T + at_step)[:, None] * (NX + NU) + many_cols[None, :], s, mask=is_z)
-            pull -= gl.load(beta_ptr + i) * s
-        place = (at_step * PROBLEMS + (many - first).to(gl.int32))[:, None] * COLUMNS + many_cols[None, :]
-        gl.store(pull_ptr + place, pull, mask=(at_step < T)[:, None])
-    thread_barrier()
+            s, n = _forward(_normalised(z, score, cols, NX + NU), y, ring, n, score_net, SCORE, ROWS, PLAN, False)
+            problem, step, inside, cols = _rows(block, t, ROWS, STEPS, PLAN, COLUMNS, LAYOUT)
+            s *= _row(score.inv_k, cols, NX + NU) * gain
+            is_z = inside[:, None] & (cols < NX + NU)[None, :]
+            gl.store(at.score + (problem * T + step)[:, None] * (NX + NU) + cols[None, :], s, mask=is_z)
+            pull -= beta * s
+        place = (step * PROBLEMS + (problem - block.first).to(gl.int32))[:, None] * COLUMNS + cols[None, :]
+        gl.store(scratch.pull + place, pull, mask=(step < T)[:, None])
+    return n
 
-    # Adjoint.
-    problem, step, inside, cols = _rows(first, T - 1, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
-    costate = gl.zeros([FEW, COLUMNS], gl.float32, layout=FEW_LAYOUT)
+
+@jit
+def _pull_back(
+    model, vectors, scale_ptr, at, search, scratch, block, y, ring, n, NET: tl.constexpr, PLAN: tl.constexpr,
+    NX: tl.constexpr, NU: tl.constexpr,
+):  # fmt: skip
+    """Costates, and the gradient in the controls, of all steps from the last."""
+    T: tl.constexpr = PLAN[1]
+    ROWS: tl.constexpr = PLAN[2].few
+    PROBLEMS: tl.constexpr = PLAN[2].problems
+    COLUMNS: tl.constexpr = NET.columns
+    LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    problem, step, inside, cols = _rows(block, T - 1, ROWS, 1, PLAN, COLUMNS, LAYOUT)
+    costate = gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT)
     is_x = inside[:, None] & (cols < NX)[None, :]
     gl.store(at.costate + (problem * (T + 1) + T)[:, None] * NX + cols[None, :], costate, mask=is_x)
     for j in range(T):
         t = T - 1 - j
-        net = Net(dynamics_vectors, saved + t * (FEW * DYNAMICS.saved), moments + t * (FEW * DYNAMICS.moments), zero)
-        problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+        net = Net(
+            vectors, scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments), block.zero
+        )
+        problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         scaled = _row(scale_ptr, cols, NX) * costate
-        pulled, n = _backward(scaled, y, ring, n, net, DYNAMICS, FEW, PLAN)
-        problem, step, inside, cols = _rows(first, t, rows_total, zero, FEW, 1, RING, T, COLUMNS, FEW_LAYOUT)
+        pulled, n = _backward(scaled, y, ring, n, net, NET, ROWS, PLAN)
+        problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         is_x = inside[:, None] & (cols < NX)[None, :]
-        place = (t * PROBLEMS + (problem - first).to(gl.int32))[:, None] * COLUMNS + cols[None, :]
-        grad = gl.load(pull_ptr + place, mask=inside[:, None] & (cols < COLUMNS)[None, :], other=0.0)
-        grad += _row(dynamics.inv_k, cols, NX + NU) * pulled + costate
+        place = (t * PROBLEMS + (problem - block.first).to(gl.int32))[:, None] * COLUMNS + cols[None, :]
+        grad = gl.load(scratch.pull + place, mask=inside[:, None] & (cols < COLUMNS)[None, :], other=0.0)
+        grad += _row(model.inv_k, cols, NX + NU) * pulled + costate
         is_u = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
         gl.store(search.grad_u + ((problem * T + t)[:, None] * NU + cols[None, :] - NX), grad, mask=is_u)
         costate = gl.where(is_x, grad, 0.0)
@@ -196,59 +298,46 @@ def ring_kernel(
 
 
 @jit
-def _begin(tiles, RING: gl.constexpr):
-    """Slots in shared memory, each with a barrier that one copy completes."""
-    SLOTS: gl.constexpr = RING.slots
-    slots = gl.allocate_shared_memory(tiles.dtype, [SLOTS, 256, 64], shared())
-    ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], barriers())
-    for j in gl.static_range(SLOTS):
-        mbarrier.init(ready.index(j), count=1)
-    fence_async_shared()
-    thread_barrier()
-    return Weights(tiles, slots, ready)
-
-
-@jit
-def _fetch(ring, m, slot, PLAN: gl.constexpr):
-    """Begin to copy the m-th tile of the evaluation, if there are so many, into its slot, which nothing reads any more."""
-    at, there = _tile_at(m, PLAN)
+def _fetch(ring, m, slot, PLAN: tl.constexpr):
+    """Begin to copy the m-th tile from this iteration's first on, if there is one, into its slot, which nothing reads."""
+    at, there = _tile_at(ring, m, PLAN)
     ready = ring.ready.index(slot)
     mbarrier.expect(ready, 2 * numbers_of_tile(), pred=there)
     tma.async_copy_global_to_shared(ring.tiles, [at * 256, 0], ready, ring.slots.index(slot), pred=there)
 
 
 @jit
-def _tile_at(m, PLAN: gl.constexpr):
-    """Which tile is the m-th of the evaluation, and whether there is one."""
-    ENDS: gl.constexpr = PLAN[0]
-    T: gl.constexpr = PLAN[1]
-    A: gl.constexpr = ENDS[0]
-    B: gl.constexpr = ENDS[1] - ENDS[0]
-    C: gl.constexpr = ENDS[2] - ENDS[1]
-    COSTS_AT: gl.constexpr = T * A
-    ADJOINT_AT: gl.constexpr = COSTS_AT + (T + PLAN[2].steps - 1) // PLAN[2].steps * B
-    at = m % A
-    at = gl.where(m >= COSTS_AT, A + (m - COSTS_AT) % B, at)
-    at = gl.where(m >= ADJOINT_AT, A + B + (m - ADJOINT_AT) % C, at)
-    return at, m < ADJOINT_AT + T * C
+def _tile_at(ring, m, PLAN: tl.constexpr):
+    """Which tile is the m-th from this iteration's first on, and whether there is one."""
+    ENDS: tl.constexpr = PLAN[0]
+    T: tl.constexpr = PLAN[1]
+    STEPS: tl.constexpr = PLAN[2].steps
+    ALL: tl.constexpr = tiles_of_iteration(ENDS, T, STEPS)
+    A: tl.constexpr = ENDS[0]
+    B: tl.constexpr = ENDS[1]
+    there = (m < ALL) | ring.more
+    m = gl.where(m < ALL, m, m - ALL)
+    of_costs, of_adjoint = m - T * A, m - (ALL - T * (ENDS[2] - B))
+    at = gl.where(of_costs < 0, m % A, A + of_costs % (B - A))
+    return gl.where(of_adjoint < 0, at, B + of_adjoint % (ENDS[2] - B)), there
 
 
 @jit
 def _multiply(
-    y, ring, n, net, NET: gl.constexpr, BACKWARD: gl.constexpr, AT: gl.constexpr, ROWS: gl.constexpr, PLAN: gl.constexpr
+    y, ring, n, net, NET: tl.constexpr, BACKWARD: tl.constexpr, AT: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr
 ):
     """The product of y with operation AT, forward with its weights, backward with their transpose; n tiles came before it.
 
     A slot is filled again when its tile's product is done in all warps, and the next tile's is under way.
     """
-    OP: gl.constexpr = NET.operations[AT]
-    COLUMNS: gl.constexpr = OP.inputs if BACKWARD else OP.columns
-    DEPTH: gl.constexpr = depth_of(NET, BACKWARD, AT)
-    TILES: gl.constexpr = tiles_of_operation(NET, BACKWARD, AT)
-    SLOTS: gl.constexpr = PLAN[2].slots
-    LAYOUT: gl.constexpr = products(ROWS, COLUMNS, gl.num_warps())
+    OP: tl.constexpr = NET.operations[AT]
+    COLUMNS: tl.constexpr = OP.inputs if BACKWARD else OP.columns
+    DEPTH: tl.constexpr = depth_of(NET, BACKWARD, AT)
+    TILES: tl.constexpr = tiles_of_operation(NET, BACKWARD, AT)
+    SLOTS: tl.constexpr = PLAN[2].slots
+    LAYOUT: tl.constexpr = products(ROWS, COLUMNS, gl.num_warps())
     operand = _operand(y, net.zero, ROWS, DEPTH * TILES)
-    here = n + opaque(net.zero)  # else the compiler holds where the slots are, in registers
+    here = ring.passed + n + opaque(net.zero)  # else the compiler holds where the slots are, in registers
     acc = gl.zeros([ROWS, COLUMNS] if ROWS == 64 else [COLUMNS, ROWS], gl.float32, layout=LAYOUT)
     for k in gl.static_range(TILES):
         mbarrier.wait(ring.ready.index((here + k) % SLOTS), (here + k) // SLOTS & 1)
@@ -272,7 +361,7 @@ def _multiply(
 
 
 @jit
-def _hand_on(values, y, zero, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+def _hand_on(values, y, zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Write the operand of the next product, when the one before is done in all warps."""
     thread_barrier()
     _operand(y, zero, ROWS, COLUMNS).store(values.to(y.dtype))
@@ -281,7 +370,7 @@ def _hand_on(values, y, zero, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
 
 
 @jit
-def _operand(y, zero, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+def _operand(y, zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return y.index(opaque(zero))._reinterpret(y.dtype, [ROWS, COLUMNS], shared())
 
 
@@ -289,55 +378,60 @@ def _operand(y, zero, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
 
 
 @jit
-def _vectors(ptr, condition_ptr, NET: gl.constexpr):
-    """A network's vectors in shared memory, with the row that conditions it."""
-    LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    kept = gl.allocate_shared_memory(gl.float32, [place_of(NET, len(NET.operations), "bias"), 256], LAYOUT)
+def _vectors(ptr, NET: tl.constexpr):
+    """A network's vectors in shared memory, but for what conditions it."""
+    LAYOUT: tl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    kept = gl.allocate_shared_memory(gl.float32, [place_of(NET, len(NET.operations), ""), 256], LAYOUT)
     for i in gl.static_range(len(NET.operations)):
         _keep_vector(kept, ptr, NET.operations[i].bias, NET, i, "bias")
         if NET.operations[i].norm_weight >= 0:
             _keep_vector(kept, ptr, NET.operations[i].norm_weight, NET, i, "norm_weight")
             _keep_vector(kept, ptr, NET.operations[i].norm_bias, NET, i, "norm_bias")
-        if i == 0 and NET.embedding >= 0:
-            _keep_vector(kept, condition_ptr, 0, NET, 0, "condition")
     return kept
 
 
 @jit
-def _keep_vector(kept, ptr, OFFSET: gl.constexpr, NET: gl.constexpr, AT: gl.constexpr, NAME: gl.constexpr):
-    COLUMNS: gl.constexpr = NET.condition_columns if NAME == "condition" else NET.operations[AT].width
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+def _keep_condition(kept, ptr, level, NET: tl.constexpr):
+    """The embedding of a noise level."""
+    if NET.embedding >= 0:
+        _keep_vector(kept, ptr + NET.embedding + level * NET.condition_columns, 0, NET, 0, "condition")
+
+
+@jit
+def _keep_vector(kept, ptr, OFFSET: tl.constexpr, NET: tl.constexpr, AT: tl.constexpr, NAME: tl.constexpr):
+    COLUMNS: tl.constexpr = NET.condition_columns if NAME == "condition" else NET.operations[AT].width
+    LAYOUT: tl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     cols = gl.arange(0, 256, layout=LAYOUT)
     kept.index(place_of(NET, AT, NAME)).store(gl.load(ptr + OFFSET + cols, mask=cols < COLUMNS, other=0.0))
 
 
 @jit
-def _vector(net, NET: gl.constexpr, AT: gl.constexpr, NAME: gl.constexpr, LAYOUT: gl.constexpr):
+def _vector(net, NET: tl.constexpr, AT: tl.constexpr, NAME: tl.constexpr, LAYOUT: tl.constexpr):
     """An operation's vector, a row `[1, COLUMNS]`; every conditioned operation has the same condition."""
-    COLUMNS: gl.constexpr = NET.operations[AT].columns
-    PLACE: gl.constexpr = place_of(NET, 0 if NAME == "condition" else AT, NAME)
+    COLUMNS: tl.constexpr = NET.operations[AT].columns
+    PLACE: tl.constexpr = place_of(NET, 0 if NAME == "condition" else AT, NAME)
     return net.vectors.index(PLACE).slice(0, COLUMNS).load(gl.SliceLayout(0, LAYOUT))[None, :]
 
 
 @jit
 def _rows(
-    first, t, rows_total, zero, ROWS: gl.constexpr, STEPS: gl.constexpr, RING: gl.constexpr, T: gl.constexpr,
-    COLUMNS: gl.constexpr, LAYOUT: gl.constexpr,
-):  # fmt: skip
+    block, t, ROWS: tl.constexpr, STEPS: tl.constexpr, PLAN: tl.constexpr, COLUMNS: tl.constexpr, LAYOUT: tl.constexpr
+):
     """Of each row: its problem, its step, from t on, and whether there is such a row; and the columns.
 
     Made anew wherever they are wanted: the layers between need the registers that they would be kept in.
     """
-    PROBLEMS: gl.constexpr = RING.problems
-    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)) + opaque(zero)
-    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT)) + opaque(zero)
-    problem, step = first + rows % PROBLEMS, t + rows // PROBLEMS
-    return problem, step, (problem < rows_total) & (rows < PROBLEMS * STEPS) & (step < T), cols
+    T: tl.constexpr = PLAN[1]
+    PROBLEMS: tl.constexpr = PLAN[2].problems
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)) + opaque(block.zero)
+    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT)) + opaque(block.zero)
+    problem, step = block.first + rows % PROBLEMS, t + rows // PROBLEMS
+    return problem, step, (problem < block.total) & (rows < PROBLEMS * STEPS) & (step < T), cols
 
 
 @jit
 def _controls(
-    search, problem, step, inside, cols, NX: gl.constexpr, NU: gl.constexpr, T: gl.constexpr, BOUNDING: gl.constexpr
+    search, problem, step, inside, cols, NX: tl.constexpr, NU: tl.constexpr, T: tl.constexpr, BOUNDING: tl.constexpr
 ):
     """The controls of a step in the columns behind the state, zeros elsewhere."""
     mask = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
@@ -351,37 +445,37 @@ def _controls(
 
 
 @jit
-def _normalised(z, model, cols, NZ: gl.constexpr):
+def _normalised(z, model, cols, NZ: tl.constexpr):
     """z̄ = (z − b)·inv_k."""
     return (z - _row(model.b, cols, NZ)) * _row(model.inv_k, cols, NZ)
 
 
 @jit
-def _row(ptr, cols, COLUMNS: gl.constexpr):
+def _row(ptr, cols, COLUMNS: tl.constexpr):
     """Numbers of the first columns, a row, and zeros in those behind them."""
     return gl.load(ptr + cols, mask=cols < COLUMNS, other=0.0)[None, :]
 
 
 @jit
-def _first_column(out, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+def _first_column(out, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, sums(ROWS, COLUMNS, gl.num_warps())))
     return gl.sum(gl.where((cols == 0)[None, :], out, 0.0), 1)
 
 
 @jit
-def _one(ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+def _one(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The cotangent of a cost: one in the first column."""
-    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
     cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
     return gl.where((cols == 0)[None, :], 1.0, gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT))
 
 
 @jit
 def _forward(
-    z, y, ring, n, net, NET: gl.constexpr, ROWS: gl.constexpr, PLAN: gl.constexpr, SAVE: gl.constexpr
+    z, y, ring, n, net, NET: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr, SAVE: tl.constexpr
 ):
     """Output of a network `[ROWS, out_columns]`, and the count of tiles behind it."""
-    COLUMNS: gl.constexpr = NET.columns
+    COLUMNS: tl.constexpr = NET.columns
     _hand_on(z, y, net.zero, ROWS, COLUMNS)
     out = z
     for i in gl.static_range(len(NET.operations)):
@@ -393,9 +487,9 @@ def _forward(
 
 
 @jit
-def _backward(grad, y, ring, n, net, NET: gl.constexpr, ROWS: gl.constexpr, PLAN: gl.constexpr):
+def _backward(grad, y, ring, n, net, NET: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr):
     """Input-gradient `[ROWS, columns]` for the cotangent of an output, and the count of tiles behind it."""
-    LAST: gl.constexpr = len(NET.operations) - 1
+    LAST: tl.constexpr = len(NET.operations) - 1
     saved, rstd = _saved(net, LAST, NET, ROWS)
     for j in gl.static_range(len(NET.operations)):
         grad = _finish_backward(grad, saved, rstd, net, LAST - j, NET, ROWS)
@@ -407,13 +501,13 @@ def _backward(grad, y, ring, n, net, NET: gl.constexpr, ROWS: gl.constexpr, PLAN
 
 
 @jit
-def _finish_forward(h, net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr, SAVE: gl.constexpr):
+def _finish_forward(h, net, AT: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr, SAVE: tl.constexpr):
     """From a product to the operand of the next."""
-    OP: gl.constexpr = NET.operations[AT]
-    COLUMNS: gl.constexpr = OP.columns
-    WIDTH: gl.constexpr = OP.width
-    KIND: gl.constexpr = OP.activation
-    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    OP: tl.constexpr = NET.operations[AT]
+    COLUMNS: tl.constexpr = OP.columns
+    WIDTH: tl.constexpr = OP.width
+    KIND: tl.constexpr = OP.activation
+    LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
     h += _vector(net, NET, AT, "bias", LAYOUT)
     if OP.condition == "multiply":
         h *= _vector(net, NET, AT, "condition", LAYOUT)
@@ -440,13 +534,13 @@ def _finish_forward(h, net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.conste
 
 
 @jit
-def _finish_backward(g, saved, rstd, net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+def _finish_backward(g, saved, rstd, net, AT: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr):
     """From the gradient in an operation's output to that in its product; `saved` and `rstd` as `_saved` has read them."""
-    OP: gl.constexpr = NET.operations[AT]
-    COLUMNS: gl.constexpr = OP.columns
-    WIDTH: gl.constexpr = OP.width
-    KIND: gl.constexpr = OP.activation
-    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    OP: tl.constexpr = NET.operations[AT]
+    COLUMNS: tl.constexpr = OP.columns
+    WIDTH: tl.constexpr = OP.width
+    KIND: tl.constexpr = OP.activation
+    LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
     if OP.norm_weight >= 0:
         hat, w = saved.to(gl.float32), _vector(net, NET, AT, "norm_weight", LAYOUT)
         g = _activate_vjp(g, hat * w + _vector(net, NET, AT, "norm_bias", LAYOUT), KIND) * w
@@ -463,10 +557,10 @@ def _finish_backward(g, saved, rstd, net, AT: gl.constexpr, NET: gl.constexpr, R
 
 
 @jit
-def _saved(net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+def _saved(net, AT: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr):
     """What operation AT kept, as it lies in memory, and the moments: read well before they are wanted."""
-    OP: gl.constexpr = NET.operations[AT]
-    LAYOUT: gl.constexpr = sums(ROWS, OP.columns, gl.num_warps())
+    OP: tl.constexpr = NET.operations[AT]
+    LAYOUT: tl.constexpr = sums(ROWS, OP.columns, gl.num_warps())
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     if OP.norm_weight >= 0:
         return gl.load(_kept(net, AT, NET, ROWS)), gl.load(net.moments + OP.moment * ROWS + rows)
@@ -477,11 +571,11 @@ def _saved(net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
 
 
 @jit
-def _kept(net, AT: gl.constexpr, NET: gl.constexpr, ROWS: gl.constexpr):
+def _kept(net, AT: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr):
     """Where operation AT keeps what the gradient needs; the thread that writes a number reads it."""
-    OP: gl.constexpr = NET.operations[AT]
-    COLUMNS: gl.constexpr = OP.columns
-    LAYOUT: gl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
+    OP: tl.constexpr = NET.operations[AT]
+    COLUMNS: tl.constexpr = OP.columns
+    LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
     if ROWS == 64:
@@ -501,7 +595,7 @@ def _exp(h):
 
 
 @jit
-def _activate(h, KIND: gl.constexpr):
+def _activate(h, KIND: tl.constexpr):
     if KIND == "elu":
         return gl.where(h > 0, h, _exp(h) - 1)
     else:
@@ -509,7 +603,7 @@ def _activate(h, KIND: gl.constexpr):
 
 
 @jit
-def _activate_vjp(g, h, KIND: gl.constexpr):
+def _activate_vjp(g, h, KIND: tl.constexpr):
     if KIND == "elu":
         return g * gl.where(h > 0, 1.0, _exp(h))
     else:

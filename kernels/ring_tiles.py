@@ -132,6 +132,11 @@ def ends(dynamics, score, cost):
 
 
 @triton.constexpr_function
+def tiles_of_iteration(ends, horizon, steps):
+    return horizon * (ends[0] + ends[2] - ends[1]) + -(-horizon // steps) * (ends[1] - ends[0])
+
+
+@triton.constexpr_function
 def _passes(dynamics, score, cost):
     costs = [(cost, False), (cost, True)] + ([] if score is None else [(score, False)])
     return [(dynamics, False)], costs, [(dynamics, True)]
@@ -210,3 +215,10 @@ def shared():
 def barriers():
     """Of barriers in shared memory."""
     return mbarrier.MBarrierLayout()
+
+
+@triton.constexpr_function
+def controls(numbers, warps):
+    """Of so many controls of all problems, `[problems, numbers]`."""
+    across = min(32, numbers)
+    return gl.BlockedLayout([1, 1], [32 // across, across], [warps, 1], [1, 0])

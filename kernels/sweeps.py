@@ -182,8 +182,9 @@ def update_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     inside, step_size = rows < rows_total, tl.load(step_size_ptr + i)
     update_rows(
-        search, rows, inside, i, step_size, settled != 0, moves != 0, OPTIONS, T, NU, CHUNK, BOUNDING, CHANGE, HISTORY
-    )
+        search, rows, inside, tl.arange(0, CHUNK)[None, :], i, step_size, settled != 0, moves != 0, OPTIONS, T, NU, BOUNDING,
+        CHANGE, HISTORY,
+    )  # fmt: skip
 
 
 @triton.jit

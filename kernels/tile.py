@@ -104,8 +104,8 @@ def plan_kernel(
         rows = _rows(block, TILE)
         step_size = tl.load(step_size_ptr + i)
         update_rows(
-            search, rows, rows < block.total, i, step_size, i >= settled, moves != 0, OPTIONS, T, NU, CHUNK, BOUNDING,
-            CHANGE, HISTORY,
+            search, rows, rows < block.total, tl.arange(0, CHUNK)[None, :], i, step_size, i >= settled, moves != 0, OPTIONS,
+            T, NU, BOUNDING, CHANGE, HISTORY,
         )  # fmt: skip
 
 

@@ -87,23 +87,24 @@ def clamp(v, low, high):
 
 @triton.jit
 def update_rows(
-    search, rows, inside, i, step_size, settled, moves, OPTIONS: tl.constexpr,
-    T: tl.constexpr, NU: tl.constexpr, CHUNK: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr,
+    search, rows, inside, chunk, i, step_size, settled, moves, OPTIONS: tl.constexpr,
+    T: tl.constexpr, NU: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr,
     HISTORY: tl.constexpr,
 ):  # fmt: skip
     """Judge the problems `rows` after their evaluation in iteration i, and where it `moves` take one of Adam's steps.
 
-    A problem's controls, `T · NU` numbers, lie one behind the other, and CHUNK of them are asked for at once. BOUNDING is
-    "none", "project" or "tanh". With CHANGE the penalty on changes of control is added to `grad_u` and its value written;
-    with HISTORY (a number of columns, or 0) the task cost before a step is.
+    A problem's controls, `T · NU` numbers, lie one behind the other, and as many as `chunk`, the row 0, 1, 2, …, counts are
+    asked for at once. BOUNDING is "none", "project" or "tanh". With CHANGE the penalty on changes of control is added to
+    `grad_u` and its value written; with HISTORY (a number of columns, or 0) the task cost before a step is.
 
     Whether it moves is known at run time alone: kernels take many seconds to compile, and one serves iterations and the
     evaluation behind them.
     """
+    CHUNK: tl.constexpr = chunk.shape[1]
     if CHANGE:
-        value = tl.zeros_like(tl.load(search.change + rows, mask=inside, other=0.0))
+        value = tl.load(search.count + rows, mask=inside, other=0.0) * 0.0
         for first in range(0, T * NU, CHUNK):
-            cols, at, mask, low, high = _chunk(search, rows, inside, first, T, NU, CHUNK, BOUNDING)
+            cols, at, mask, low, high = _some(search, rows, inside, first + chunk, T, NU, BOUNDING)
             earlier, later = at - NU * (cols >= NU), at + NU * (cols < (T - 1) * NU)
             u = control_of(tl.load(search.v + at, mask=mask, other=0.0), low, high, BOUNDING)
             before = control_of(tl.load(search.v + earlier, mask=mask, other=0.0), low, high, BOUNDING)
@@ -120,15 +121,16 @@ def update_rows(
         cost = tl.load(search.terminal + rows, mask=inside, other=0.0)
         cost += tl.load(search.change + rows, mask=inside, other=0.0)
         for first in range(0, T, CHUNK):
-            steps = first + tl.arange(0, CHUNK)[None, :]
+            steps = first + chunk
             there = inside[:, None] & (steps < T)
             cost += tl.sum(tl.load(search.running + rows[:, None] * T + steps, mask=there, other=0.0), 1)
         tl.store(search.history + rows * HISTORY + i, tl.where(active, cost, float("nan")), mask=inside & moves)
 
-    size = tl.zeros_like(tl.load(search.count + rows, mask=inside, other=0.0))
+    count = tl.load(search.count + rows, mask=inside, other=0.0)
+    size = count * 0.0
     projected, pulled = size, size
     for first in range(0, T * NU, CHUNK):
-        cols, at, mask, low, high = _chunk(search, rows, inside, first, T, NU, CHUNK, BOUNDING)
+        cols, at, mask, low, high = _some(search, rows, inside, first + chunk, T, NU, BOUNDING)
         v = tl.load(search.v + at, mask=mask, other=0.0)
         g = tl.load(search.grad_u + at, mask=mask, other=0.0)
         size += tl.sum(g * g, 1)
@@ -146,14 +148,14 @@ def update_rows(
     go_on = active & (diverged == 0) & (converged == 0)
     shrink = tl.minimum(OPTIONS.clip / (tl.sqrt(pulled) + 1e-6), 1.0)[:, None]
 
-    count = tl.load(search.count + rows, mask=inside, other=0.0) + 1
+    count += 1
     taken = tl.load(search.taken + rows, mask=inside, other=0)
     bias1 = -expm1(count * OPTIONS.log_beta1)[:, None]
     bias2 = -expm1(count * OPTIONS.log_beta2)[:, None]
     goes = go_on & moves
     tl.debug_barrier()  # several warps may hold a row: all have read v before one writes it
     for first in range(0, T * NU, CHUNK):
-        cols, at, mask, low, high = _chunk(search, rows, inside, first, T, NU, CHUNK, BOUNDING)
+        cols, at, mask, low, high = _some(search, rows, inside, first + chunk, T, NU, BOUNDING)
         on = mask & goes[:, None]
         v = tl.load(search.v + at, mask=mask, other=0.0)
         good = tl.load(search.good + at, mask=mask, other=0.0)
@@ -178,14 +180,13 @@ def update_rows(
     tl.store(search.count + rows, count, mask=inside & goes)
     tl.store(search.taken + rows, taken + 1, mask=inside & goes)
     tl.store(search.active + rows, go_on.to(tl.int8), mask=inside)
-    tl.store(search.diverged + rows, tl.full(diverged.shape, 1, tl.int8), mask=inside & diverged)
-    tl.store(search.converged + rows, tl.full(converged.shape, 1, tl.int8), mask=inside & converged)
+    tl.store(search.diverged + rows, diverged.to(tl.int8), mask=inside & diverged)
+    tl.store(search.converged + rows, converged.to(tl.int8), mask=inside & converged)
 
 
 @triton.jit
-def _chunk(search, rows, inside, first, T: tl.constexpr, NU: tl.constexpr, CHUNK: tl.constexpr, BOUNDING: tl.constexpr):
-    """The numbers of some controls in a row of them, their places, which of them there are, and their limits."""
-    cols = first + tl.arange(0, CHUNK)[None, :]
+def _some(search, rows, inside, cols, T: tl.constexpr, NU: tl.constexpr, BOUNDING: tl.constexpr):
+    """Some columns of a problem's controls, their places, which of them there are, and their limits."""
     mask = inside[:, None] & (cols < T * NU)
     low, high = 0.0, 0.0
     if BOUNDING != "none":

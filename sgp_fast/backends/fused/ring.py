@@ -1,4 +1,4 @@
-"""The ring regime over one bucket: an evaluation is one launch of `kernels.ring`, a step of the planner another."""
+"""The ring regime over one bucket: all iterations are one launch of `kernels.ring`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ...kernels.packing import lay_out, padded
 from ...kernels.ring import Scratch, ring_kernel
 from ...kernels.ring_tiles import ring_of, tiles_for, uncovered_by_ring, widened
 from ...kernels.tiling import H200
+from ...kernels.update import chunk_of
 from ...planner import SGP
 from ...problem import Problem
 from ..stages import WHOLE, stage
-from .arguments import tensors_of
+from .arguments import options_of, tensors_of
 from .buffers import Buffers
 from .functions import own
 from .packed import PackedProblem
-from .updating import update
 from .work import Make
 
 MOST_PROBLEMS = 64
@@ -62,29 +62,30 @@ class RingPlan:
         self.tiles, self._copies = tiles_for(packed_as, weights)
         packed.derived.append(self._cut)
         self._cut()
-        *models, _, scale, gain, _, at, search, beta, level, _ = tensors_of(packed, buffers)
-        self._arguments = (described(self.tiles, 256), *models, scale, gain, at, search, beta, level, self.scratch)
+        *models, _, scale, gain, _, at, search, beta, level, step_size = tensors_of(packed, buffers)
+        tiles = described(self.tiles, 256)
+        self._arguments = (tiles, *models, scale, gain, at, search, beta, level, step_size, self.scratch)
         self._constants: dict[str, Any] = dict(
             DYNAMICS=dynamics, SCORE=networks.get("score"), COST=cost, RING=ring, T=T, NX=packed.nx, NU=packed.nu,
-            BOUNDING="none" if buffers.low is None else planner.bounding, num_warps=ring.warps,
+            CHUNK=chunk_of(T * packed.nu, ring.problems, 32 * ring.warps),
+            BOUNDING="none" if buffers.low is None else planner.bounding, CHANGE=packed.control_change > 0,
+            HISTORY=0 if buffers.history is None else planner.iterations, OPTIONS=options_of(packed, planner),
+            num_warps=ring.warps,
         )  # fmt: skip
 
     def iterate(self, first: int, last: int) -> None:
         """Enqueue iterations `first … last−1`."""
         self.buffers.terminal.zero_()
-        for i in range(first, last):
-            with stage(WHOLE):
-                self._evaluate(i)
-            with stage("update"):
-                update(self.packed, self.planner, self.buffers, i, settled=i >= self.settled, moves=True)
+        with stage(WHOLE):
+            self._launch(first, last, self.settled, moves=True, only_diverged=False)
 
     def evaluate(self, settled: bool) -> None:
         """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
+        at = self.iterations - 1
         self.buffers.terminal.zero_()
         with stage("last pass"):
-            for _ in range(2):
-                self._evaluate(self.iterations - 1)
-                update(self.packed, self.planner, self.buffers, self.iterations - 1, settled=settled, moves=False)
+            for only_diverged in (False, True):
+                self._launch(at, at + 1, at if settled else at + 1, moves=False, only_diverged=only_diverged)
 
     @property
     def workspace(self) -> tuple[torch.Tensor, ...]:
@@ -100,9 +101,11 @@ class RingPlan:
         for to, source in self._copies:
             to.copy_(source)
 
-    def _evaluate(self, i: int) -> None:
+    def _launch(self, first: int, last: int, settled: int, *, moves: bool, only_diverged: bool) -> None:
         kernel: Any = ring_kernel[(self.programs,)]
-        kernel(*self._arguments, self.buffers.rows, i, 0, **self._constants)
+        kernel(
+            *self._arguments, self.buffers.rows, first, last, settled, int(moves), int(only_diverged), 0, **self._constants
+        )
 
 
 def ring_plans(problem: Problem, planner: SGP, rows: int, device: torch.device, *, asked: bool) -> dict[str, Make]:
