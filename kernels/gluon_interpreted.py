@@ -124,6 +124,10 @@ class gl:  # noqa: N801
         return tl.sum(x, axis)
 
     @staticmethod
+    def join(a: Any, b: Any) -> Any:
+        return tl.join(a, b)
+
+    @staticmethod
     def program_id(axis: int) -> Any:
         return tl.program_id(axis)
 

@@ -2,7 +2,7 @@
 
     memory     W W W W W W …            tiles of weights, in the order in which they are multiplied (`ring_tiles`)
                  ↓ copies by the tensor memory accelerator, RING.slots − 1 of them ahead of the product, to the plan's last
-    ring       │ W │ W │ W │ W │
+    ring       │ W │ W │ W │ W │        and RING.pinned more, which stay for all steps of a sweep through the dynamics
                  ↓
     y (shared) × W → registers → norm, activation → y (shared) of the next layer
 
@@ -48,7 +48,9 @@ from .ring_tiles import (
     controls,
     depth_of,
     ends,
+    first_tile,
     numbers_of_tile,
+    parts,
     place_of,
     products,
     shared,
@@ -77,19 +79,21 @@ class Scratch(NamedTuple):
 class Net(NamedTuple):
     """A network's vectors in shared memory, and where its rows keep what the gradient needs.
 
-    `zero` is 0, of which the compiler does not know: see `gluon.opaque`.
+    `room` is two places in shared memory for the sums of every warp, and `zero` is 0, of which the compiler does not know:
+    see `gluon.opaque`.
     """
 
     vectors: Any
     saved: Any
     moments: Any
+    room: Any
     zero: Any
 
 
 class Weights(NamedTuple):
     """All tiles in memory, the slots that they pass through, and the barriers that say that they have arrived.
 
-    passed  tiles in the iterations before
+    passed  tiles that went through the ring in the iterations before
     more    whether an iteration follows
     """
 
@@ -101,10 +105,11 @@ class Weights(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The problems of a program: the first of them, and how many all programs have; `zero` as in `Net`."""
+    """The problems of a program: the first of them, and how many all programs have; `room` and `zero` as in `Net`."""
 
     first: Any
     total: Any
+    room: Any
     zero: Any
 
 
@@ -126,7 +131,12 @@ def ring_kernel(
     SLOTS: tl.constexpr = RING.slots
     PLAN: tl.constexpr = (ends(DYNAMICS, SCORE, COST), T, RING)
     pid = gl.program_id(0).to(gl.int64)
-    block = Block(pid * PROBLEMS, rows_total, zero)
+    SUMS: tl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    room = (
+        gl.allocate_shared_memory(gl.float32, [16, gl.num_warps()], SUMS),
+        gl.allocate_shared_memory(gl.float32, [16, gl.num_warps()], SUMS),
+    )
+    block = Block(pid * PROBLEMS, rows_total, room, zero)
     if only_diverged != 0:
         rows = block.first + gl.arange(0, PROBLEMS, layout=gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
         marked = gl.load(search.diverged + rows, mask=rows < rows_total, other=0).to(gl.int32)
@@ -138,8 +148,11 @@ def ring_kernel(
         mbarrier.init(ready.index(j), count=1)
     fence_async_shared()
     thread_barrier()
-    for j in gl.static_range(SLOTS - 1):
-        _fetch(Weights(tiles, slots, ready, 0, first < last), j, j, PLAN)
+    start = Weights(tiles, slots, ready, 0, first < last)
+    _pin(start, 0, first < last, PLAN)
+    AHEAD: tl.constexpr = RING.in_turn - 1
+    for j in gl.static_range(AHEAD):
+        _fetch(start, j, j, PLAN)
     dynamics_vectors = _vectors(dynamics.vectors, DYNAMICS)
     cost_vectors = _vectors(cost.vectors, COST)
     if SCORE is not None:
@@ -152,6 +165,7 @@ def ring_kernel(
             dynamics, dynamics_vectors, scale_ptr, at, search, own, block, y, ring, DYNAMICS, PLAN, NX, NU, BOUNDING
         )
         thread_barrier()
+        _pin(ring, PLAN[0][1], True, PLAN)
         level, beta = gl.load(level_ptr + i), gl.load(beta_ptr + i)
         if SCORE is not None:
             _keep_condition(score_vectors, score.vectors, level, SCORE)
@@ -168,6 +182,7 @@ def ring_kernel(
         thread_barrier()
         _pull_back(dynamics, dynamics_vectors, scale_ptr, at, search, own, block, y, ring, n, DYNAMICS, PLAN, NX, NU)
         thread_barrier()
+        _pin(ring, 0, i + 1 < last, PLAN)
         CONTROLS: tl.constexpr = controls(CHUNK, gl.num_warps())
         rows = block.first + gl.arange(0, PROBLEMS, layout=gl.SliceLayout(1, CONTROLS))
         chunk = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, CONTROLS))[None, :]
@@ -176,7 +191,7 @@ def ring_kernel(
             BOUNDING, CHANGE, HISTORY,
         )  # fmt: skip
         thread_barrier()
-        passed += tiles_of_iteration(PLAN[0], T, RING.steps)
+        passed += tiles_of_iteration(PLAN[0], T, RING)
 
 
 @jit
@@ -210,10 +225,9 @@ def _roll_out(
     for t in range(T):
         problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         z = x + _controls(search, problem, step, inside, cols, NX, NU, T, BOUNDING)
-        net = Net(
-            vectors, scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments), block.zero
-        )
-        out, n = _forward(_normalised(z, model, cols, NX + NU), y, ring, n, net, NET, ROWS, PLAN, True)
+        saved, moments = scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments)
+        net = Net(vectors, saved, moments, block.room, block.zero)
+        out, n = _forward(_normalised(z, model, cols, NX + NU), y, ring, n, net, NET, ROWS, PLAN, PLAN[2].pinned, True)
         problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         is_x = inside[:, None] & (cols < NX)[None, :]
         x = gl.where(is_x, x + _row(scale_ptr, cols, NX) * out, 0.0)
@@ -233,23 +247,23 @@ def _costs_and_scores(
     PROBLEMS: tl.constexpr = PLAN[2].problems
     COLUMNS: tl.constexpr = COST.columns
     LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
-    net = Net(cost_vectors, scratch.cost_saved, scratch.cost_moments, block.zero)
-    score_net = Net(score_vectors, scratch.cost_saved, scratch.cost_moments, block.zero)
+    net = Net(cost_vectors, scratch.cost_saved, scratch.cost_moments, block.room, block.zero)
+    score_net = Net(score_vectors, scratch.cost_saved, scratch.cost_moments, block.room, block.zero)
     for t in range(0, T, STEPS):
         problem, step, inside, cols = _rows(block, t, ROWS, STEPS, PLAN, COLUMNS, LAYOUT)
         is_x = inside[:, None] & (cols < NX)[None, :]
         z = gl.load(at.x + (problem * (T + 1) + step)[:, None] * NX + cols[None, :], mask=is_x, other=0.0)
         z += _controls(search, problem, step, inside, cols, NX, NU, T, BOUNDING)
-        value, n = _forward(_normalised(z, cost, cols, NX + NU), y, ring, n, net, COST, ROWS, PLAN, True)
+        value, n = _forward(_normalised(z, cost, cols, NX + NU), y, ring, n, net, COST, ROWS, PLAN, 0, True)
         value = _first_column(value, ROWS, COST.out_columns)
         problem, step, inside, cols = _rows(block, t, ROWS, STEPS, PLAN, COLUMNS, LAYOUT)
         value_layout: tl.constexpr = gl.SliceLayout(1, LAYOUT)
         gl.store(search.running + problem * T + step, gl.convert_layout(value, value_layout), mask=inside)
-        pull, n = _backward(_one(ROWS, COST.out_columns), y, ring, n, net, COST, ROWS, PLAN)
+        pull, n = _backward(_one(ROWS, COST.out_columns), y, ring, n, net, COST, ROWS, PLAN, 0)
         problem, step, inside, cols = _rows(block, t, ROWS, STEPS, PLAN, COLUMNS, LAYOUT)
         pull *= _row(cost.inv_k, cols, NX + NU)
         if SCORE is not None:
-            s, n = _forward(_normalised(z, score, cols, NX + NU), y, ring, n, score_net, SCORE, ROWS, PLAN, False)
+            s, n = _forward(_normalised(z, score, cols, NX + NU), y, ring, n, score_net, SCORE, ROWS, PLAN, 0, False)
             problem, step, inside, cols = _rows(block, t, ROWS, STEPS, PLAN, COLUMNS, LAYOUT)
             s *= _row(score.inv_k, cols, NX + NU) * gain
             is_z = inside[:, None] & (cols < NX + NU)[None, :]
@@ -277,12 +291,11 @@ def _pull_back(
     gl.store(at.costate + (problem * (T + 1) + T)[:, None] * NX + cols[None, :], costate, mask=is_x)
     for j in range(T):
         t = T - 1 - j
-        net = Net(
-            vectors, scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments), block.zero
-        )
+        saved, moments = scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments)
+        net = Net(vectors, saved, moments, block.room, block.zero)
         problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         scaled = _row(scale_ptr, cols, NX) * costate
-        pulled, n = _backward(scaled, y, ring, n, net, NET, ROWS, PLAN)
+        pulled, n = _backward(scaled, y, ring, n, net, NET, ROWS, PLAN, PLAN[2].pinned)
         problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         is_x = inside[:, None] & (cols < NX)[None, :]
         place = (t * PROBLEMS + (problem - block.first).to(gl.int32))[:, None] * COLUMNS + cols[None, :]
@@ -301,6 +314,20 @@ def _pull_back(
 def _fetch(ring, m, slot, PLAN: tl.constexpr):
     """Begin to copy the m-th tile from this iteration's first on, if there is one, into its slot, which nothing reads."""
     at, there = _tile_at(ring, m, PLAN)
+    _copy(ring, at, slot, there)
+
+
+@jit
+def _pin(ring, at, there, PLAN: tl.constexpr):
+    """Begin to copy what a sweep through the dynamics keeps, from the tile `at` on; nothing reads what the last one kept."""
+    PINNED: tl.constexpr = PLAN[2].pinned
+    IN_TURN: tl.constexpr = PLAN[2].in_turn
+    for j in gl.static_range(PINNED):
+        _copy(ring, at + j, IN_TURN + j, there)
+
+
+@jit
+def _copy(ring, at, slot, there):
     ready = ring.ready.index(slot)
     mbarrier.expect(ready, 2 * numbers_of_tile(), pred=there)
     tma.async_copy_global_to_shared(ring.tiles, [at * 256, 0], ready, ring.slots.index(slot), pred=there)
@@ -308,40 +335,49 @@ def _fetch(ring, m, slot, PLAN: tl.constexpr):
 
 @jit
 def _tile_at(ring, m, PLAN: tl.constexpr):
-    """Which tile is the m-th from this iteration's first on, and whether there is one."""
+    """Which tile is the m-th in turn from this iteration's first on, and whether there is one."""
     ENDS: tl.constexpr = PLAN[0]
     T: tl.constexpr = PLAN[1]
-    STEPS: tl.constexpr = PLAN[2].steps
-    ALL: tl.constexpr = tiles_of_iteration(ENDS, T, STEPS)
+    PINNED: tl.constexpr = PLAN[2].pinned
+    ALL: tl.constexpr = tiles_of_iteration(ENDS, T, PLAN[2])
     A: tl.constexpr = ENDS[0]
     B: tl.constexpr = ENDS[1]
+    FORWARD: tl.constexpr = A - PINNED
+    BACKWARD: tl.constexpr = ENDS[2] - B - PINNED
     there = (m < ALL) | ring.more
     m = gl.where(m < ALL, m, m - ALL)
-    of_costs, of_adjoint = m - T * A, m - (ALL - T * (ENDS[2] - B))
-    at = gl.where(of_costs < 0, m % A, A + of_costs % (B - A))
-    return gl.where(of_adjoint < 0, at, B + of_adjoint % (ENDS[2] - B)), there
+    of_costs, of_adjoint = m - T * FORWARD, m - (ALL - T * BACKWARD)
+    at = gl.where(of_costs < 0, PINNED + m % FORWARD, A + of_costs % (B - A))
+    return gl.where(of_adjoint < 0, at, B + PINNED + of_adjoint % BACKWARD), there
 
 
 @jit
 def _multiply(
-    y, ring, n, net, NET: tl.constexpr, BACKWARD: tl.constexpr, AT: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr
-):
+    y, ring, n, net, NET: tl.constexpr, BACKWARD: tl.constexpr, AT: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr,
+    PINNED: tl.constexpr,
+):  # fmt: skip
     """The product of y with operation AT, forward with its weights, backward with their transpose; n tiles came before it.
 
-    A slot is filled again when its tile's product is done in all warps, and the next tile's is under way.
+    Of the pass's first tiles some are PINNED, and the others come in turn. A slot is filled again when its tile's product is
+    done in all warps, and the next tile's is under way.
     """
     OP: tl.constexpr = NET.operations[AT]
     COLUMNS: tl.constexpr = OP.inputs if BACKWARD else OP.columns
     DEPTH: tl.constexpr = depth_of(NET, BACKWARD, AT)
     TILES: tl.constexpr = tiles_of_operation(NET, BACKWARD, AT)
-    SLOTS: tl.constexpr = PLAN[2].slots
+    FIRST: tl.constexpr = first_tile(NET, BACKWARD, AT)
+    SLOTS: tl.constexpr = PLAN[2].in_turn
     LAYOUT: tl.constexpr = products(ROWS, COLUMNS, gl.num_warps())
     operand = _operand(y, net.zero, ROWS, DEPTH * TILES)
     here = ring.passed + n + opaque(net.zero)  # else the compiler holds where the slots are, in registers
     acc = gl.zeros([ROWS, COLUMNS] if ROWS == 64 else [COLUMNS, ROWS], gl.float32, layout=LAYOUT)
     for k in gl.static_range(TILES):
-        mbarrier.wait(ring.ready.index((here + k) % SLOTS), (here + k) // SLOTS & 1)
-        tile = ring.slots.index((here + k) % SLOTS)
+        if FIRST + k < PINNED:
+            mbarrier.wait(ring.ready.index(SLOTS + FIRST + k), 1 if BACKWARD else 0)
+            tile = ring.slots.index(SLOTS + FIRST + k)
+        else:
+            mbarrier.wait(ring.ready.index(here % SLOTS), here // SLOTS & 1)
+            tile = ring.slots.index(here % SLOTS)
         if BACKWARD:
             w = tile._reinterpret(y.dtype, [DEPTH, COLUMNS], shared()).permute((1, 0))
         else:
@@ -351,13 +387,16 @@ def _multiply(
             acc = warpgroup_mma(a, w.permute((1, 0)), acc, use_acc=k > 0, is_async=True)
         else:
             acc = warpgroup_mma(w, a.permute((1, 0)), acc, use_acc=k > 0, is_async=True)
-        acc = warpgroup_mma_wait(1, deps=[acc])
-        thread_barrier()
-        _fetch(ring, n + k - 1 + SLOTS, (here + k - 1 + SLOTS) % SLOTS, PLAN)
+        if FIRST + k >= PINNED:
+            acc = warpgroup_mma_wait(1, deps=[acc])
+            thread_barrier()
+            _fetch(ring, n - 1 + SLOTS, (here - 1 + SLOTS) % SLOTS, PLAN)
+            n += 1
+            here += 1
     acc = warpgroup_mma_wait(0, deps=[acc])
     if ROWS < 64:
         acc = gl.convert_layout(acc.permute((1, 0)), sums(ROWS, COLUMNS, gl.num_warps()), assert_trivial=True)
-    return acc, n + TILES
+    return acc, n
 
 
 @jit
@@ -472,14 +511,14 @@ def _one(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @jit
 def _forward(
-    z, y, ring, n, net, NET: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr, SAVE: tl.constexpr
+    z, y, ring, n, net, NET: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr, PINNED: tl.constexpr, SAVE: tl.constexpr
 ):
     """Output of a network `[ROWS, out_columns]`, and the count of tiles behind it."""
     COLUMNS: tl.constexpr = NET.columns
     _hand_on(z, y, net.zero, ROWS, COLUMNS)
     out = z
     for i in gl.static_range(len(NET.operations)):
-        out, n = _multiply(y, ring, n, net, NET, False, i, ROWS, PLAN)
+        out, n = _multiply(y, ring, n, net, NET, False, i, ROWS, PLAN, PINNED)
         out = _finish_forward(out, net, i, NET, ROWS, SAVE)
         if i < len(NET.operations) - 1:
             _hand_on(out, y, net.zero, ROWS, NET.operations[i].columns)
@@ -487,7 +526,9 @@ def _forward(
 
 
 @jit
-def _backward(grad, y, ring, n, net, NET: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr):
+def _backward(
+    grad, y, ring, n, net, NET: tl.constexpr, ROWS: tl.constexpr, PLAN: tl.constexpr, PINNED: tl.constexpr
+):
     """Input-gradient `[ROWS, columns]` for the cotangent of an output, and the count of tiles behind it."""
     LAST: tl.constexpr = len(NET.operations) - 1
     saved, rstd = _saved(net, LAST, NET, ROWS)
@@ -496,7 +537,7 @@ def _backward(grad, y, ring, n, net, NET: tl.constexpr, ROWS: tl.constexpr, PLAN
         _hand_on(grad, y, net.zero, ROWS, NET.operations[LAST - j].columns)
         if j < LAST:
             saved, rstd = _saved(net, LAST - j - 1, NET, ROWS)
-        grad, n = _multiply(y, ring, n, net, NET, True, LAST - j, ROWS, PLAN)
+        grad, n = _multiply(y, ring, n, net, NET, True, LAST - j, ROWS, PLAN, PINNED)
     return grad, n
 
 
@@ -515,7 +556,7 @@ def _finish_forward(h, net, AT: tl.constexpr, NET: tl.constexpr, ROWS: tl.conste
         h += _vector(net, NET, AT, "condition", LAYOUT)
     if OP.norm_weight >= 0:
         # In one pass: what cancels is less than the rounding of 16-bit products, unless a mean is a hundred deviations.
-        total, squares = gl.reduce((h, h * h), 1, _add_pairs)
+        total, squares = _row_sums(h, h * h, net)
         mean = total / WIDTH
         variance = tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
         rstd = tl.rsqrt(variance + layer_norm_eps())
@@ -544,7 +585,7 @@ def _finish_backward(g, saved, rstd, net, AT: tl.constexpr, NET: tl.constexpr, R
     if OP.norm_weight >= 0:
         hat, w = saved.to(gl.float32), _vector(net, NET, AT, "norm_weight", LAYOUT)
         g = _activate_vjp(g, hat * w + _vector(net, NET, AT, "norm_bias", LAYOUT), KIND) * w
-        total, along = gl.reduce((g, g * hat), 1, _add_pairs)
+        total, along = _row_sums(g, g * hat, net)
         g = rstd[:, None] * (g - (total / WIDTH)[:, None] - hat * (along / WIDTH)[:, None])
         if COLUMNS > WIDTH:
             cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
@@ -582,6 +623,28 @@ def _kept(net, AT: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr):
         return net.saved + OP.saved * ROWS + (rows + opaque(net.zero))[:, None] * COLUMNS + cols[None, :]
     else:
         return net.saved + OP.saved * ROWS + rows[:, None] + (cols + opaque(net.zero))[None, :] * ROWS
+
+
+@jit
+def _row_sums(a, b, net):
+    """Of two matrices; of few rows in each warp first and then once through shared memory, where a reduction goes twice."""
+    ROWS: tl.constexpr = a.shape[0]
+    COLUMNS: tl.constexpr = a.shape[1]
+    WARPS: tl.constexpr = gl.num_warps()
+    LAYOUT: tl.constexpr = gl.SliceLayout(1, sums(ROWS, COLUMNS, WARPS))
+    if ROWS > 16 or COLUMNS < 16 * WARPS:
+        return gl.reduce((a, b), 1, _add_pairs)
+    else:
+        a = a.reshape([ROWS, COLUMNS // (16 * WARPS), WARPS, 16])
+        b = b.reshape([ROWS, COLUMNS // (16 * WARPS), WARPS, 16])
+        a, b = gl.reduce((a, b), 1, _add_pairs)
+        a, b = gl.reduce((a, b), 2, _add_pairs)
+        PARTS: tl.constexpr = parts(ROWS, WARPS)
+        first, second = net.room[0].slice(0, ROWS), net.room[1].slice(0, ROWS)
+        first.store(a)
+        second.store(b)
+        a, b = gl.sum(first.load(PARTS), 1), gl.sum(second.load(PARTS), 1)
+        return gl.convert_layout(a, LAYOUT), gl.convert_layout(b, LAYOUT)
 
 
 @jit

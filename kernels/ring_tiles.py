@@ -37,8 +37,9 @@ class Ring:
     problems  of a program
     few       rows of a step's products: the problems, 8 at least
     many      rows of the products of cost and score, many steps at once
-    slots     of the ring
+    slots     for tiles
     warps     of a program
+    pinned    slots for tiles of the dynamics that stay for all steps of a sweep; the others are the ring
     """
 
     problems: int
@@ -46,6 +47,12 @@ class Ring:
     many: int
     slots: int
     warps: int = 8
+    pinned: int = 0
+
+    @property
+    def in_turn(self) -> int:
+        """Slots of the ring."""
+        return self.slots - self.pinned
 
     @property
     def steps(self) -> int:
@@ -53,11 +60,17 @@ class Ring:
         return self.many // self.problems
 
 
-def ring_of(problems: int, horizon: int, networks: Mapping[str, Program]) -> Ring:
-    """The cut for programs of so many problems, a power of two up to 64; as many slots as fit."""
+def ring_of(problems: int, horizon: int, networks: Mapping[str, Program], warps: int = 8, pinned: int = 0) -> Ring:
+    """The cut for programs of so many problems, a power of two up to 64; as many slots as fit, up to so many of them pinned.
+
+    At least two slots are left to the ring, and a tile of the dynamics to go through it.
+    """
     few = max(8, problems)
     many = min(64, max(8, 1 << (problems * horizon - 1).bit_length()))
-    return Ring(problems, few, many, min(MOST_SLOTS, (SHARED - _beside(many, networks)) // (2 * numbers_of_tile())))
+    slots = min(MOST_SLOTS, (SHARED - _beside(many, networks)) // (2 * numbers_of_tile()))
+    dynamics = widened(networks["dynamics"])
+    tiles = min(first_tile(dynamics, backward, NONE) for backward in (False, True))
+    return Ring(problems, few, many, slots, warps, max(0, min(pinned, slots - 2, tiles - 1)))
 
 
 def _beside(rows: int, networks: Mapping[str, Program]) -> int:
@@ -122,18 +135,27 @@ def depth_of(net, backward, i):
 
 
 @triton.constexpr_function
+def first_tile(net, backward, i):
+    """The number of an operation's first tile in a pass; with i = −1, of how many tiles the pass is."""
+    order = list(range(len(net.operations)))
+    before = order if i < 0 else order[i + 1 :] if backward else order[:i]
+    return sum(tiles_of_operation(net, backward, j) for j in before)
+
+
+@triton.constexpr_function
 def ends(dynamics, score, cost):
     """The number of the first tile behind the rollout, behind the costs and behind the adjoint."""
     found = [0]
     for passes in _passes(dynamics, score, cost):
-        tiles = sum(tiles_of_operation(net, back, i) for net, back in passes for i in range(len(net.operations)))
-        found.append(found[-1] + tiles)
+        found.append(found[-1] + sum(first_tile(net, backward, -1) for net, backward in passes))
     return tuple(found[1:])
 
 
 @triton.constexpr_function
-def tiles_of_iteration(ends, horizon, steps):
-    return horizon * (ends[0] + ends[2] - ends[1]) + -(-horizon // steps) * (ends[1] - ends[0])
+def tiles_of_iteration(ends, horizon, ring):
+    """That go through the ring."""
+    costs = -(-horizon // ring.steps) * (ends[1] - ends[0])
+    return horizon * (ends[0] + ends[2] - ends[1] - 2 * ring.pinned) + costs
 
 
 @triton.constexpr_function
@@ -195,6 +217,15 @@ def sums(rows, columns, warps):
     lanes = [[2, 0], [4, 0], [0, 1], [0, 2], [0, 4]]
     of_warps = [[0, 16 << i if 16 << i < columns else 0] for i in range(warps.bit_length() - 1)]
     return gl.DistributedLinearLayout(registers, lanes, of_warps, [], [rows, columns])
+
+
+@triton.constexpr_function
+def parts(rows, warps):
+    """Of each warp's sums, `[rows, warps]`: all warps' in one thread, and rows where `sums` has them."""
+    registers = [[0, 1 << i] for i in range(warps.bit_length() - 1)]
+    registers += [[1, 0], *([1 << i, 0] for i in range(3, rows.bit_length() - 1))]
+    lanes = [[2, 0], [4, 0], [0, 0], [0, 0], [0, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, [[0, 0]] * (warps.bit_length() - 1), [], [rows, warps])
 
 
 @triton.constexpr_function

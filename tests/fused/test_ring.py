@@ -45,11 +45,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def through(monkeypatch: pytest.MonkeyPatch, problems: int) -> None:
-    """Plan with programs of so many problems, over memory that is NaN wherever it is written before it is read."""
+def through(monkeypatch: pytest.MonkeyPatch, problems: int, warps: int = 8, pinned: int = 0) -> None:
+    """Plan with such programs, over memory that is NaN wherever it is written before it is read."""
 
     def make(packed: PackedProblem, settings: sgp.SGP, buffers: Buffers, settled: int) -> RingPlan:
-        made = RingPlan(packed, settings, buffers, settled, problems)
+        made = RingPlan(packed, settings, buffers, settled, problems, warps, pinned)
         named = ["x", "costate", "grad_u", "running", "terminal"]
         named += ["score"] * (packed.score is not None) + ["change"] * (packed.control_change > 0)
         for tensor in (*made.workspace, *(getattr(buffers, n) for n in named)):
@@ -145,6 +145,20 @@ def test_how_a_batch_is_divided_changes_rounding_alone(monkeypatch: pytest.Monke
         assert relative(other.x, plans[0].x) < 1e-3 and relative(other.costate, plans[0].costate) < 1e-2
 
 
+@pytest.mark.parametrize(("pinned", "kept"), [(2, 2), (9, 4)])
+@pytest.mark.parametrize("scored", ["score", None])
+def test_tiles_that_stay_in_shared_memory_change_nothing(
+    scored: str | None, pinned: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; more are not pinned than leave two slots to the ring."""
+    case, plans = covered(scored=scored, width=256, hidden=2, batch=3, horizon=2), []
+    assert ring_of(2, 2, programs(hidden=2), pinned=pinned).pinned == kept
+    for count in (0, pinned):
+        through(monkeypatch, 2, pinned=count)
+        plans.append(plan(case, BACKEND, "bfloat16", iterations=3))
+    equal(*plans)
+
+
 @pytest.mark.parametrize("problems", [4, 64])
 def test_a_problem_beside_others_and_beside_padding(problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, in the same bucket: three problems and a padded row are four problems without the last."""
@@ -233,10 +247,18 @@ def test_a_problem_that_diverges_ends_as_the_eager_planner_says(
 
 def test_programs_are_as_small_as_keep_a_device_at_work_or_twice_that() -> None:
     case, settings = covered(batch=1), planner(precision="bfloat16")
-    sizes = {1: (1,), 4: (1, 2), 128: (1, 2), 256: (2, 4), 1024: (8, 16), 4096: (32, 64), 16384: (64,)}
-    for rows, problems in sizes.items():
+    ways = {
+        1: ["1 problems", "1 problems, 16 warps", "1 problems, 2 tiles pinned"],
+        4: ["1 problems", "2 problems", "1 problems, 2 tiles pinned"],
+        128: ["1 problems", "2 problems", "1 problems, 2 tiles pinned"],
+        256: ["2 problems", "4 problems", "2 problems, 2 tiles pinned"],
+        1024: ["8 problems", "16 problems"],
+        4096: ["32 problems", "64 problems"],
+        16384: ["64 problems", "64 problems, 16 warps"],
+    }
+    for rows, those in ways.items():
         found = ring_plans(case.problem, settings, rows, DEVICE, asked=False)
-        assert tuple(found) == tuple(f"ring of {n} problems" for n in problems), rows
+        assert list(found) == [f"ring of {way}" for way in those], rows
 
 
 def programs(width: int = 256, hidden: int = 4) -> dict[str, Program]:
@@ -371,7 +393,8 @@ def test_a_race_has_it_only_where_it_serves() -> None:
         return [name for name in fused.candidates_of(job, 4) if name.startswith("ring")]
 
     made = covered(batch=4, horizon=1)
-    assert raced(made, "bfloat16") == raced(made, "float16") == ["ring of 1 problems", "ring of 2 problems"]
+    few = ["ring of 1 problems", "ring of 2 problems", "ring of 1 problems, 2 tiles pinned"]
+    assert raced(made, "bfloat16") == raced(made, "float16") == few
     assert not raced(made, "float32") and not raced(made, "tf32")
     assert not raced(problem("quadratic", "none", batch=4, horizon=1), "bfloat16")
     assert not raced(small("learned", "value", batch=4, horizon=1), "bfloat16")
@@ -457,9 +480,12 @@ def test_parity_on_a_gpu(batch: int, precision: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("problems", [1, 2, 8, 16, 32, 64])
-def test_every_division_on_a_gpu(problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    through(monkeypatch, problems)
+@pytest.mark.parametrize(
+    ("problems", "warps", "pinned"),
+    [(1, 8, 0), (1, 16, 0), (1, 8, 2), (2, 8, 3), (4, 8, 2), (8, 8, 0), (16, 8, 0), (32, 8, 0), (64, 8, 0), (64, 16, 0)],
+)
+def test_every_division_on_a_gpu(problems: int, warps: int, pinned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    through(monkeypatch, problems, warps, pinned)
     check(published(100), BACKEND, "bfloat16", iterations=1, step_size=0.0)
 
 

@@ -22,6 +22,8 @@ from .packed import PackedProblem
 from .work import Make
 
 MOST_PROBLEMS = 64
+# Tiles that stay in shared memory for a sweep, and problems of a program up to which there is room for them.
+PINNED, MOST_PINNING = 2, 4
 
 
 class RingPlan:
@@ -32,8 +34,14 @@ class RingPlan:
 
     name = "ring"
 
-    def __init__(self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, problems: int) -> None:
-        """With programs of so many problems; `settled` is the iteration from which the schedules no longer change."""
+    def __init__(
+        self, packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int, problems: int, warps: int = 8,
+        pinned: int = 0,
+    ) -> None:  # fmt: skip
+        """With programs of so many problems and warps, and so many tiles `pinned` where they fit.
+
+        `settled` is the iteration from which the schedules no longer change.
+        """
         packed_as = {name: model.network.program for name, model in packed.models.items()}
         if packed.dtype == torch.float32:
             raise ValueError("the ring regime multiplies in float16 or bfloat16; use backend='fused' for float32")
@@ -42,7 +50,7 @@ class RingPlan:
         check_device(packed.device)
         self.packed, self.planner, self.buffers = packed, planner, buffers
         self.iterations, self.settled = planner.iterations, settled
-        ring = self.ring = ring_of(problems, planner.horizon, packed_as)
+        ring = self.ring = ring_of(problems, planner.horizon, packed_as, warps, pinned)
         networks = {name: widened(net) for name, net in packed_as.items()}
         T, columns = planner.horizon, networks["dynamics"].columns
         self.programs = -(-buffers.rows // ring.problems)
@@ -111,13 +119,19 @@ class RingPlan:
 def ring_plans(problem: Problem, planner: SGP, rows: int, device: torch.device, *, asked: bool) -> dict[str, Make]:
     """The regime with programs of so many problems, by name; empty where it does not serve, unless it was asked for.
 
-    As few problems a program as keep all multiprocessors at work, or twice as many, which reads the weights half as often.
+    As few problems a program as keep all multiprocessors at work, or twice as many, which reads the weights half as often;
+    where that is one and the same, with twice the warps; where there is room, with tiles that are not read at every step.
     """
     if not asked and why_not(problem, planner, device) is not None:
         return {}
     few = 1 << max(0, -(-rows // H200.multiprocessors) - 1).bit_length()
-    sizes = {min(few, MOST_PROBLEMS), min(2 * few, MOST_PROBLEMS)} if rows > 1 else {1}
-    return {f"ring of {n} problems": _made_with(n) for n in sorted(sizes)}
+    sizes = sorted({min(few, MOST_PROBLEMS), min(2 * few, MOST_PROBLEMS)} if rows > 1 else {1})
+    ways = {f"ring of {n} problems": _made_with(n) for n in sizes}
+    if len(sizes) == 1:
+        ways[f"ring of {sizes[0]} problems, 16 warps"] = _made_with(sizes[0], warps=16)
+    if sizes[0] <= MOST_PINNING:
+        ways[f"ring of {sizes[0]} problems, {PINNED} tiles pinned"] = _made_with(sizes[0], pinned=PINNED)
+    return ways
 
 
 def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
@@ -144,8 +158,8 @@ def _is_sm_90(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
 
 
-def _made_with(problems: int) -> Make:
+def _made_with(problems: int, warps: int = 8, pinned: int = 0) -> Make:
     def make(packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> RingPlan:
-        return RingPlan(packed, planner, buffers, settled, problems)
+        return RingPlan(packed, planner, buffers, settled, problems, warps, pinned)
 
     return make
