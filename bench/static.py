@@ -30,6 +30,7 @@ from sgp_fast.backends.fused.grid import GridPlan
 from sgp_fast.backends.fused.layered import ROW_CUTS, Cuts, Layered, few_rows, whole_rows
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.ring import RingPlan
+from sgp_fast.backends.fused.ring import name as ring_name
 from sgp_fast.backends.fused.rollout import RolloutWork
 from sgp_fast.backends.fused.tile import TilePlan
 from sgp_fast.backends.sampling import SamplingJob
@@ -90,11 +91,13 @@ GRIDS = (
     *((width, problems, "bf16") for width in (256, 512, 1024) for problems in (1, 64)),
     (1024, 8, "bf16"), (1024, 1, "fp16"), (1024, 8, "tf32"), (256, 1, "fp32"),
 )  # fmt: skip
-# Problems of a program of the ring regime, and its products; and the bytes of stack that it may have: with 64 rows a
-# product's sums and what the adjoint kept of them fill the registers, and a few addresses go to local memory.
-RINGS = tuple((problems, dtype) for problems in (1, 8, 16, 64) for dtype in ("bf16", "fp16"))
-RING_STACK = {1: 0, 8: 64, 16: 64, 64: 64}
-RING_NAMES = {f"ring_kernel, {problems} problems": problems for problems in RING_STACK}
+# Problems, warps and pinned tiles of a program of the ring regime, and its bytes of stack at most: with 64 rows a product's
+# sums and what the adjoint kept of them fill the registers, and a few sums and addresses go to local memory.
+RINGS = {
+    (1, 8, 0): 0, (1, 16, 0): 16, (1, 8, 2): 0, (4, 8, 2): 16,
+    (8, 8, 0): 144, (16, 8, 0): 144, (64, 8, 0): 144, (64, 16, 0): 320,
+}  # fmt: skip
+RING_STACK = {f"ring_kernel, {ring_name(*way)}": most for way, most in RINGS.items()}
 # Of the layered regime's own products of whole rows with 16 warps, which have 128 registers a thread; eight warps spill 64
 # to 80 bytes.
 ROWS_STACK = 8
@@ -140,9 +143,9 @@ def name_of(row: KernelRow) -> str:
 def broken(row: KernelRow) -> list[str]:
     """The limits that a kernel breaks, in words; empty where it keeps them all."""
     found, count = [], row.instructions
-    ring = RING_NAMES.get(row.kernel)
+    ring = RING_STACK.get(row.kernel)
     sixteen = row.kernel.startswith("rows_backward_kernel") and row.warps == 16
-    allowed = ROWS_STACK if sixteen else 0 if ring is None else RING_STACK[ring]
+    allowed = ROWS_STACK if sixteen else ring or 0
     if row.stack > allowed or row.spills and not allowed:
         most = f"{allowed} bytes at most" if allowed else "none"
         found.append(f"{row.stack} bytes of stack and {row.spills} local loads and stores; expected {most}")
@@ -215,8 +218,10 @@ def launches(arch: int) -> Iterator[Launch]:
             yield _grid(width, problems, dtype, PROGRAMS[arch])
         yield _grid(256, 1, "bf16", PROGRAMS[arch], traced=True)
     if arch == 90:
-        for problems, dtype in RINGS:
-            yield _ring(problems, dtype)
+        for way in RINGS:
+            yield _ring(*way, "bf16")
+        yield _ring(1, 8, 0, "fp16")
+        yield _ring(64, 8, 0, "fp16")
 
 
 def compiled(chosen: Iterable[Launch], arch: int) -> Iterator[KernelRow]:
@@ -455,7 +460,7 @@ def _grid(width: int, problems: int, dtype: str, programs: int, traced: bool = F
     return Launch(name, f"SGP 4×{width}", dtype, run, work=work)
 
 
-def _ring(problems: int, dtype: str) -> Launch:
+def _ring(problems: int, warps: int, pinned: int, dtype: str) -> Launch:
     """All iterations of a program's problems."""
     kind = DTYPES[dtype][0]
     case, packed = _packed(256, kind)
@@ -464,14 +469,14 @@ def _ring(problems: int, dtype: str) -> Launch:
 
     def run() -> None:
         buffers = Buffers.allocate(problems, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
-        RingPlan(packed, replace(case.planner, iterations=1), buffers, 1, problems).iterate(0, 1)
+        RingPlan(packed, replace(case.planner, iterations=1), buffers, 1, problems, warps, pinned).iterate(0, 1)
 
     few, many = Tile(ring.few), Tile(ring.many)
     step = _forward(networks["dynamics"], few, kind) + _vjp(networks["dynamics"], few, kind)
     aside = _forward(networks["score"], many, kind) + _forward(networks["cost"], many, kind)
     aside += _vjp(networks["cost"], many, kind)
     work = (step * HORIZON + aside * -(-HORIZON // ring.steps)) * -(-ROWS // problems)
-    return Launch(f"ring_kernel, {problems} problems", "SGP 4×256", dtype, run, work=work)
+    return Launch(f"ring_kernel, {ring_name(problems, warps, pinned)}", "SGP 4×256", dtype, run, work=work)
 
 
 def _blocks(tile: Tile) -> int:

@@ -184,7 +184,7 @@ def ring_kernel(
         thread_barrier()
         _pin(ring, 0, i + 1 < last, PLAN)
         CONTROLS: tl.constexpr = controls(CHUNK, gl.num_warps())
-        rows = block.first + gl.arange(0, PROBLEMS, layout=gl.SliceLayout(1, CONTROLS))
+        rows = block.first + (gl.arange(0, PROBLEMS, layout=gl.SliceLayout(1, CONTROLS)) + opaque(zero))
         chunk = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, CONTROLS))[None, :]
         update_rows(
             search, rows, rows < rows_total, chunk, i, gl.load(step_size_ptr + i), i >= settled, moves != 0, OPTIONS, T, NU,
@@ -369,12 +369,13 @@ def _multiply(
     SLOTS: tl.constexpr = PLAN[2].in_turn
     LAYOUT: tl.constexpr = products(ROWS, COLUMNS, gl.num_warps())
     operand = _operand(y, net.zero, ROWS, DEPTH * TILES)
-    here = ring.passed + n + opaque(net.zero)  # else the compiler holds where the slots are, in registers
+    unknown = opaque(net.zero)  # else the compiler holds where the slots are, in registers
+    here = ring.passed + n + unknown
     acc = gl.zeros([ROWS, COLUMNS] if ROWS == 64 else [COLUMNS, ROWS], gl.float32, layout=LAYOUT)
     for k in gl.static_range(TILES):
         if FIRST + k < PINNED:
-            mbarrier.wait(ring.ready.index(SLOTS + FIRST + k), 1 if BACKWARD else 0)
-            tile = ring.slots.index(SLOTS + FIRST + k)
+            mbarrier.wait(ring.ready.index(SLOTS + FIRST + k + unknown), 1 if BACKWARD else 0)
+            tile = ring.slots.index(SLOTS + FIRST + k + unknown)
         else:
             mbarrier.wait(ring.ready.index(here % SLOTS), here // SLOTS & 1)
             tile = ring.slots.index(here % SLOTS)

@@ -126,12 +126,16 @@ def ring_plans(problem: Problem, planner: SGP, rows: int, device: torch.device, 
         return {}
     few = 1 << max(0, -(-rows // H200.multiprocessors) - 1).bit_length()
     sizes = sorted({min(few, MOST_PROBLEMS), min(2 * few, MOST_PROBLEMS)} if rows > 1 else {1})
-    ways = {f"ring of {n} problems": _made_with(n) for n in sizes}
-    if len(sizes) == 1:
-        ways[f"ring of {sizes[0]} problems, 16 warps"] = _made_with(sizes[0], warps=16)
-    if sizes[0] <= MOST_PINNING:
-        ways[f"ring of {sizes[0]} problems, {PINNED} tiles pinned"] = _made_with(sizes[0], pinned=PINNED)
-    return ways
+    ways = [(n, 8, 0) for n in sizes]
+    ways += [(sizes[0], 16, 0)] if len(sizes) == 1 else []
+    ways += [(sizes[0], 8, PINNED)] if sizes[0] <= MOST_PINNING else []
+    return {f"ring of {name(*way)}": _made_with(*way) for way in ways}
+
+
+def name(problems: int, warps: int, pinned: int) -> str:
+    """What programs of the regime are called."""
+    more = [f"{warps} warps"] * (warps != 8) + [f"{pinned} tiles pinned"] * (pinned > 0)
+    return ", ".join((f"{problems} problems", *more))
 
 
 def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
@@ -158,7 +162,7 @@ def _is_sm_90(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
 
 
-def _made_with(problems: int, warps: int = 8, pinned: int = 0) -> Make:
+def _made_with(problems: int, warps: int, pinned: int) -> Make:
     def make(packed: PackedProblem, planner: SGP, buffers: Buffers, settled: int) -> RingPlan:
         return RingPlan(packed, planner, buffers, settled, problems, warps, pinned)
 
