@@ -141,28 +141,31 @@ class LayeredNetwork:
 
     def _forward_rows(self, cut: RowCut, condition: Tensor | None, keep: int | None) -> Tensor:
         """`forward`, an operation a launch, from y to h and from h to y in turn."""
-        operations = self.program.operations
-        for i, op in enumerate(operations):
-            y = self.out if i == len(operations) - 1 else self._turn(i + 1, op.columns)
+        y, last = self._rows(self.scratch.y, self.program.columns), self.program.operations[-1]
+        for op in self.program.operations:
+            out = self.out if op is last else self._other(y, op.columns)
             given = _condition(condition) if op.condition != "none" else Condition()
             kept = Kept() if keep is None else self._kept(op, keep)
             rows_forward(
-                self._turn(i, op.inputs), self._weight(op), y, self._vectors(op), given, self._streams(op), kept, cut,
-                **self._streamed(op),
-            )  # fmt: skip
+                y, self._weight(op), out, self._vectors(op), given, self._streams(op), kept, cut, **self._streamed(op)
+            )
+            y = out
         return self.out
 
     def _vjp_rows(self, cut: RowCut, cotangent: Tensor, condition: Tensor | None, keep: int) -> Tensor:
         """`vjp`, likewise."""
         operations = (self.program.entry, *self.program.operations)
-        self._finish_backward(operations[-1], cotangent, self._turn(0, self.program.out_columns), keep, condition)
-        for turn, (op, before) in enumerate(zip(operations[:0:-1], operations[-2::-1], strict=True)):
+        y = self._rows(self.scratch.y, self.program.out_columns)
+        self._finish_backward(operations[-1], cotangent, y, keep, condition)
+        for before, op in reversed(list(pairwise(operations))):
+            out = self._other(y, op.inputs)
             given = _condition(condition) if before.condition == "multiply" else Condition()
             rows_backward(
-                self._turn(turn, op.columns), self._weight(op), self._turn(turn + 1, op.inputs), self._vectors(before),
-                given, self._streams(before), self._kept(before, keep), cut, **self._streamed(before),
+                y, self._weight(op), out, self._vectors(before), given, self._streams(before), self._kept(before, keep), cut,
+                **self._streamed(before),
             )  # fmt: skip
-        return self._turn(len(operations) - 1, self.program.columns)
+            y = out
+        return y
 
     def _forward_columns(self, cut: ColumnCut, condition: Tensor | None, keep: int | None) -> Tensor:
         """`forward`, a product a launch, and what follows the last."""
@@ -232,10 +235,6 @@ class LayeredNetwork:
     def columns_divided(self) -> bool:
         """Whether the products are those of `linear_columns`, and `forward_step` and `vjp_step` serve."""
         return isinstance(self._cut, ColumnCut)
-
-    def _turn(self, number: int, columns: int) -> Tensor:
-        """The buffers y and h in turn."""
-        return self._rows(self.scratch.h if number % 2 else self.scratch.y, columns)
 
     def _finish_forward(
         self, op: Operation, h: Tensor, y: Tensor, keep: int | None,
