@@ -174,6 +174,8 @@ class mbarrier:  # noqa: N801
 
     @classmethod
     def init(cls, barrier: Shared, count: int) -> None:
+        if cls._of.get(_address(barrier), {}).get("copies"):
+            raise RuntimeError("a program has ended with copies on their way")
         cls._of[_address(barrier)] = {"completed": 0, "bytes": 0, "copies": []}
 
     @classmethod

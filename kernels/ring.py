@@ -152,7 +152,8 @@ def ring_kernel(
     _pin(start, 0, first < last, PLAN)
     AHEAD: tl.constexpr = RING.in_turn - 1
     for j in gl.static_range(AHEAD):
-        _fetch(start, j, j, PLAN)
+        tile, there = _tile_at(start, j, PLAN)
+        _copy(start, tile, j, there & (first < last))  # no program may end with copies on their way
     dynamics_vectors = _vectors(dynamics.vectors, DYNAMICS)
     cost_vectors = _vectors(cost.vectors, COST)
     if SCORE is not None:

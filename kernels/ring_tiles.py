@@ -26,8 +26,8 @@ from .gluon import gl, mbarrier
 from .packing import NONE, Program
 
 WIDEST, LEAST = 256, 64
-SHARED = 223 << 10  # bytes of a program, less what reductions want
-MOST_SLOTS = 6
+SHARED = 227 << 10  # bytes of a program
+MOST_SLOTS, MOST_WARPS = 6, 16
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,17 @@ def ring_of(problems: int, horizon: int, networks: Mapping[str, Program], warps:
     """
     few = max(8, problems)
     many = min(64, max(8, 1 << (problems * horizon - 1).bit_length()))
-    slots = min(MOST_SLOTS, (SHARED - _beside(many, networks)) // (2 * numbers_of_tile()))
+    slots = min(MOST_SLOTS, (SHARED - _beside(max(few, many), networks, warps)) // (2 * numbers_of_tile()))
     dynamics = widened(networks["dynamics"])
     tiles = min(first_tile(dynamics, backward, NONE) for backward in (False, True))
     return Ring(problems, few, many, slots, warps, max(0, min(pinned, slots - 2, tiles - 1)))
 
 
-def _beside(rows: int, networks: Mapping[str, Program]) -> int:
-    """Bytes of shared memory beside the slots: the operand, and the vectors of all networks."""
+def _beside(rows: int, networks: Mapping[str, Program], warps: int) -> int:
+    """Bytes of shared memory beside the slots: the operand, all networks' vectors, and what sums of rows go through."""
     vectors: int = sum(place_of(net, len(net.operations), "") for net in networks.values())
-    return 2 * rows * WIDEST + 4 * WIDEST * vectors
+    sums_of_warps = 128 * warps + 8 * min(rows, 32) * warps
+    return 2 * rows * WIDEST + 4 * WIDEST * vectors + sums_of_warps + 128  # the last for barriers, and to align
 
 
 def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: bool) -> str | None:
@@ -94,7 +95,7 @@ def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: 
             return f"the {name}'s time embedding"
         if net.widest > WIDEST:
             return f"the {name}'s padded width of {net.widest}; it goes to {WIDEST}"
-    if ring_of(64, 1, networks).slots < 2:
+    if ring_of(64, 1, networks, MOST_WARPS).slots < 2:
         layers = sum(len(net.operations) for net in networks.values())
         return f"networks of {layers} layers together, whose vectors fill shared memory"
     return None

@@ -59,6 +59,15 @@ def through(monkeypatch: pytest.MonkeyPatch, problems: int, warps: int = 8, pinn
     monkeypatch.setattr(fused, "candidates_of", lambda *_: {f"ring of {problems} problems": make})
 
 
+@pytest.fixture(autouse=True)
+def no_copy_is_left() -> Iterator[None]:
+    """A program that ends with copies on their way would write into the next one's shared memory."""
+    yield
+    if INTERPRETED:
+        assert not any(state["copies"] for state in mbarrier._of.values())
+        mbarrier._of.clear()
+
+
 def covered(**options: Any) -> Case:
     """A learned cost and a score, small."""
     return problem("learned", "none", options.pop("scored", "score"), **options)
@@ -273,7 +282,7 @@ def test_a_program_has_whole_steps_and_fits_in_shared_memory(problems: int, hori
     ring = ring_of(problems, horizon, programs())
     assert ring.few >= problems and ring.steps * problems <= ring.many and ring.steps >= 1
     vectors = 1024 * 3 * (5 + 2 * 4)
-    assert ring.slots >= 4 and 32768 * ring.slots + 512 * ring.many + vectors <= 223 << 10
+    assert ring.slots >= 4 and 32768 * ring.slots + 512 * ring.many + vectors <= 224 << 10
 
 
 def test_networks_whose_vectors_leave_no_room_are_refused() -> None:
@@ -460,7 +469,7 @@ def test_too_few_waits_are_seen(what: str, monkeypatch: pytest.MonkeyPatch) -> N
     case = covered(batch=2, horizon=1, width=256)
     right = plan(case, BACKEND, "float16")
     if what == "copies":
-        monkeypatch.setattr(mbarrier, "wait", lambda *_: None)
+        monkeypatch.setattr(mbarrier, "wait", lambda *_: [state["copies"].clear() for state in mbarrier._of.values()])
     else:
         monkeypatch.setattr("sgp_fast.kernels.ring.warpgroup_mma_wait", unwaited)
     wrong = plan(case, BACKEND, "float16")
