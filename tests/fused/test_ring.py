@@ -471,7 +471,7 @@ def test_too_few_waits_are_seen(what: str, monkeypatch: pytest.MonkeyPatch) -> N
     if what == "copies":
         monkeypatch.setattr(mbarrier, "wait", lambda *_: [state["copies"].clear() for state in mbarrier._of.values()])
     else:
-        monkeypatch.setattr("sgp_fast.kernels.ring.warpgroup_mma_wait", unwaited)
+        monkeypatch.setattr("sgp_fast.kernels.ring_weights.warpgroup_mma_wait", unwaited)
     wrong = plan(case, BACKEND, "float16")
     assert right.x.isfinite().all() and (right.status != Status.DIVERGED).all()
     assert (wrong.status == Status.DIVERGED).all()
