@@ -1,0 +1,1 @@
+"""Compiled kernels, run from their PTX without a GPU."""

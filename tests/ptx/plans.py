@@ -1,0 +1,148 @@
+"""Whole plans of the ring regime, whose kernels are compiled for sm_90 and emulated.
+
+    python -m tests.ptx.plans '{"width": 64, "problems": 1}'
+
+prints what was found in each plan that is given, as a line of JSON. The process must be one without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from sgp_fast import SGP, Dynamics, LearnedCost, Plan, Score
+from sgp_fast.backends.fused.buffers import Buffers
+from sgp_fast.backends.fused.packed import PackedProblem
+from sgp_fast.backends.fused.ring import RingPlan
+from sgp_fast.backends.fused.work import PlanWork
+from sgp_fast.kernels.network import Layer, NetworkSpec
+from sgp_fast.solving import job_of
+from tests import cases
+from tests.cases import Case, planner
+from tests.fused.test_fused import hold, plan
+from tests.fused.test_grid import problem
+from tests.ptx.launching import Found, emulating
+
+ACTIVATIONS: list[Any] = ["relu", "elu", "silu", "tanh", "mish", "identity"]
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """A plan to be emulated: a learned problem, and how the ring regime divides it.
+
+    seed     draws the networks and the sizes of states and controls, if it is given; `width` and `hidden` are not used then
+    slices   iterations at which another launch goes on
+    changes  what is replaced in the compiled PTX before it runs: a regular expression, and what stands there instead
+    """
+
+    precision: str = "float16"
+    scored: str | None = "score"
+    width: int = 64
+    hidden: int = 2
+    seed: int | None = None
+    batch: int = 1
+    horizon: int = 2
+    iterations: int = 2
+    step_size: float = 0.02
+    bounding: str = "project"
+    control_change: float = 0.0
+    clip: float | None = None
+    problems: int = 1
+    warps: int = 8
+    pinned: int = 0
+    slices: tuple[int, ...] = ()
+    changes: tuple[str, str] | None = None
+
+
+def emulated(given: Emulated) -> Found:
+    """Plan by emulated kernels, over memory that is NaN until written, and hold the plan to the eager planner's."""
+    case = _case(given)
+    options: dict[str, Any] = {
+        "iterations": given.iterations, "bounding": "tanh" if given.bounding == "tanh" else "project",
+        "clip_gradient": given.clip, "record_cost": True, "keep_moments": True, "beta": (0.6, 0.1),
+        "step_size": given.step_size,
+    }  # fmt: skip
+
+    def make(packed: PackedProblem, settings: SGP, buffers: Buffers, settled: int) -> RingPlan:
+        made = RingPlan(packed, settings, buffers, settled, given.problems, given.warps, given.pinned)
+        named = ["x", "costate", "grad_u", "running", "terminal"]
+        named += ["score"] * (packed.score is not None) + ["change"] * (packed.control_change > 0)
+        for tensor in (*made.workspace, *(getattr(buffers, name) for name in named)):
+            tensor.fill_(float("nan"))
+        return made
+
+    settings = planner(horizon=given.horizon, precision=given.precision, **options)
+    job = replace(job_of(case.problem, settings, case.x0, goal=case.goal), u=case.u.float().clone())
+    with torch.no_grad(), emulating(given.changes) as found:
+        work = PlanWork(case.problem, job, given.batch, torch.device("cpu"), make)
+        work.load_job(job)
+        work.begin()
+        for first, last in pairwise((0, *given.slices, given.iterations)):
+            work.iterate(first, last)
+        work.evaluate(settled=True)
+        work.conclude()
+        ours = work.results(given.batch)
+    eager, exact = (plan(case, "eager", precision, **options) for precision in (given.precision, "float64"))
+    found.wrong = _difference(ours, eager, exact, given.precision)
+    return found
+
+
+def _case(given: Emulated) -> Case:
+    bounds: dict[str, Any] = {} if given.bounding == "none" else {"bounds": (-0.4, 0.5)}
+    case = problem(
+        "learned", "none", given.scored, width=given.width, hidden=given.hidden, batch=given.batch, horizon=given.horizon,
+        control_change=given.control_change, **bounds,
+    )  # fmt: skip
+    return case if given.seed is None else _drawn(case, given, random.Random(given.seed))
+
+
+def _drawn(case: Case, given: Emulated, draw: random.Random) -> Case:
+    """The case with other networks, of any width, activation, norm and condition that the ring regime covers."""
+    nx, nu = draw.choice([1, 3, 5, 17, 60, 100]), draw.choice([1, 2, 6, 20])
+
+    def network(outputs: int, levels: int = 0) -> NetworkSpec:
+        widths, layers = [3, 16, 40, 64, 70, 128, 130, 200, 256], []
+        conditioned = draw.choice(widths)  # one width for all of them
+        for i in range(draw.randint(1, 3)):
+            condition: Any = draw.choice(["multiply", "add"]) if levels and (i == 0 or draw.random() < 0.6) else "none"
+            width = draw.choice(widths) if condition == "none" else conditioned
+            layers.append(Layer(width, draw.choice(ACTIVATIONS), norm=draw.random() < 0.5, condition=condition))
+        head: Any = draw.choice(["identity", "identity", "tanh", "elu"])
+        return NetworkSpec(nx + nu, (*layers, Layer(outputs, head, norm=draw.random() < 0.2)), levels=levels)
+
+    def part(kind: Any, spec: NetworkSpec, key: int, *rest: Any, **named: Any) -> Any:
+        return kind(cases.module(spec, key), cases.normalizer(nx + nu, key), *rest, **named)
+
+    score = None
+    if given.scored is not None:
+        levels = 0 if given.scored == "unconditioned" else len(cases.SIGMAS)
+        output = "noise" if given.scored == "noise" else "score"
+        score = part(Score, network(nx + nu, levels), 8, cases.SIGMAS, output=output)
+    drawn = replace(
+        case.problem, dynamics=part(Dynamics, network(nx), 1), cost=part(LearnedCost, network(1), 2), score=score, nu=nu
+    )
+    numbers = torch.Generator().manual_seed(draw.randrange(1 << 30))
+    x0 = torch.randn(given.batch, nx, generator=numbers, dtype=torch.float64)
+    u = 0.3 * torch.randn(given.batch, given.horizon, nu, generator=numbers, dtype=torch.float64)
+    return replace(case, problem=drawn, x0=x0, u=u, goal=None)
+
+
+def _difference(ours: Plan, eager: Plan, exact: Plan, precision: str) -> str:
+    """What is wrong with a plan; nothing where it is right."""
+    try:
+        hold(ours, eager, exact, precision)
+    except AssertionError as error:
+        return str(error) or "values where the eager plan has none, or none where it has some"
+    return ""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for options in sys.argv[1:]:
+        print(json.dumps(asdict(emulated(Emulated(**json.loads(options))))))
