@@ -157,7 +157,8 @@ def _mbarrier(i: Instruction) -> list[str] | None:
 
 def _copy(i: Instruction) -> list[str] | None:
     found = re.match(r"\[(%\w+),\s*\{(.*)\}\]", i.operands[1])
-    if not i.opcode.startswith("cp.async.bulk.tensor.2d.shared::cta.global") or found is None:
+    # Of a program that is no cluster's, both say the same.
+    if found is None or not re.match(r"cp\.async\.bulk\.tensor\.2d\.shared::(cta|cluster)\.global", i.opcode):
         return None
     column, row = (value(register, "u32") for register in found[2].split(","))
     to, barrier = address(i.operands[0], "u32"), address(i.operands[2], "u32")
