@@ -88,7 +88,7 @@ def _number(value: Any) -> int:
 class gl:  # noqa: N801
     """`gluon.language`, without layouts."""
 
-    constexpr, float32, int32, int64 = tl.constexpr, tl.float32, tl.int32, tl.int64
+    float32, int32, int64 = tl.float32, tl.int32, tl.int64
 
     @staticmethod
     def static_range(*ends: Any) -> Any:
@@ -122,10 +122,6 @@ class gl:  # noqa: N801
     @staticmethod
     def sum(x: Any, axis: int) -> Any:
         return tl.sum(x, axis)
-
-    @staticmethod
-    def join(a: Any, b: Any) -> Any:
-        return tl.join(a, b)
 
     @staticmethod
     def program_id(axis: int) -> Any:

@@ -102,6 +102,7 @@ def ring_kernel(
         copy(start, tile, j, there & (first < last))  # no program may end with copies on their way
     dynamics_vectors = vectors_of(dynamics.vectors, DYNAMICS)
     cost_vectors = vectors_of(cost.vectors, COST)
+    score_vectors = cost_vectors  # without a score nothing reads them
     if SCORE is not None:
         score_vectors = vectors_of(score.vectors, SCORE)
     passed = 0
@@ -113,19 +114,14 @@ def ring_kernel(
         )
         thread_barrier()
         pin(ring, PLAN[0][1], True, PLAN)
-        level, beta = gl.load(level_ptr + i), gl.load(beta_ptr + i)
+        level, beta, gain = gl.load(level_ptr + i), gl.load(beta_ptr + i), 0.0
         if SCORE is not None:
             keep_condition(score_vectors, score.vectors, level, SCORE)
             gain = gl.load(gain_ptr + level)
-            n = _costs_and_scores(
-                cost, cost_vectors, score, score_vectors, gain, beta, at, search, own, block, y, ring, n, COST, SCORE, PLAN,
-                NX, NU, BOUNDING,
-            )  # fmt: skip
-        else:
-            n = _costs_and_scores(
-                cost, cost_vectors, cost, cost_vectors, 0.0, beta, at, search, own, block, y, ring, n, COST, SCORE, PLAN,
-                NX, NU, BOUNDING,
-            )  # fmt: skip
+        n = _costs_and_scores(
+            cost, cost_vectors, score, score_vectors, gain, beta, at, search, own, block, y, ring, n, COST, SCORE, PLAN, NX,
+            NU, BOUNDING,
+        )  # fmt: skip
         thread_barrier()
         _pull_back(dynamics, dynamics_vectors, scale_ptr, at, search, own, block, y, ring, n, DYNAMICS, PLAN, NX, NU)
         thread_barrier()

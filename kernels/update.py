@@ -101,10 +101,13 @@ def update_rows(
     evaluation behind them.
     """
     CHUNK: tl.constexpr = chunk.shape[1]
+    count = tl.load(search.count + rows, mask=inside, other=0.0)
+    zeros = count * 0.0  # in the layout of the rows, of which Gluon's callers say where it is
     if CHANGE:
-        value = tl.load(search.count + rows, mask=inside, other=0.0) * 0.0
+        value = zeros
         for first in range(0, T * NU, CHUNK):
-            cols, at, mask, low, high = _some(search, rows, inside, first + chunk, T, NU, BOUNDING)
+            cols = first + chunk
+            at, mask, low, high = _some(search, rows, inside, cols, T, NU, BOUNDING)
             earlier, later = at - NU * (cols >= NU), at + NU * (cols < (T - 1) * NU)
             u = control_of(tl.load(search.v + at, mask=mask, other=0.0), low, high, BOUNDING)
             before = control_of(tl.load(search.v + earlier, mask=mask, other=0.0), low, high, BOUNDING)
@@ -126,11 +129,9 @@ def update_rows(
             cost += tl.sum(tl.load(search.running + rows[:, None] * T + steps, mask=there, other=0.0), 1)
         tl.store(search.history + rows * HISTORY + i, tl.where(active, cost, float("nan")), mask=inside & moves)
 
-    count = tl.load(search.count + rows, mask=inside, other=0.0)
-    size = count * 0.0
-    projected, pulled = size, size
+    size, projected, pulled = zeros, zeros, zeros
     for first in range(0, T * NU, CHUNK):
-        cols, at, mask, low, high = _some(search, rows, inside, first + chunk, T, NU, BOUNDING)
+        at, mask, low, high = _some(search, rows, inside, first + chunk, T, NU, BOUNDING)
         v = tl.load(search.v + at, mask=mask, other=0.0)
         g = tl.load(search.grad_u + at, mask=mask, other=0.0)
         size += tl.sum(g * g, 1)
@@ -155,7 +156,7 @@ def update_rows(
     goes = go_on & moves
     tl.debug_barrier()  # several warps may hold a row: all have read v before one writes it
     for first in range(0, T * NU, CHUNK):
-        cols, at, mask, low, high = _some(search, rows, inside, first + chunk, T, NU, BOUNDING)
+        at, mask, low, high = _some(search, rows, inside, first + chunk, T, NU, BOUNDING)
         on = mask & goes[:, None]
         v = tl.load(search.v + at, mask=mask, other=0.0)
         good = tl.load(search.good + at, mask=mask, other=0.0)
@@ -186,14 +187,14 @@ def update_rows(
 
 @triton.jit
 def _some(search, rows, inside, cols, T: tl.constexpr, NU: tl.constexpr, BOUNDING: tl.constexpr):
-    """Some columns of a problem's controls, their places, which of them there are, and their limits."""
+    """Of some columns of a problem's controls: their places, which of them there are, and their limits."""
     mask = inside[:, None] & (cols < T * NU)
     low, high = 0.0, 0.0
     if BOUNDING != "none":
         limit = rows[:, None] * NU + cols % NU
         low = tl.load(search.low + limit, mask=mask, other=-1.0)
         high = tl.load(search.high + limit, mask=mask, other=1.0)
-    return cols, rows[:, None] * (T * NU) + cols, mask, low, high
+    return rows[:, None] * (T * NU) + cols, mask, low, high
 
 
 @triton.jit

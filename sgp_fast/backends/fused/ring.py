@@ -68,8 +68,7 @@ class RingPlan:
         )
         weights = {name: model.network.weights for name, model in packed.models.items()}
         self.tiles, self._copies = tiles_for(packed_as, weights)
-        packed.derived.append(self._cut)
-        self._cut()
+        packed.derived.append(self._cut)  # every plan begins with a refresh
         *models, _, scale, gain, _, at, search, beta, level, step_size = tensors_of(packed, buffers)
         tiles = described(self.tiles, 256)
         self._arguments = (tiles, *models, scale, gain, at, search, beta, level, step_size, self.scratch)

@@ -11,7 +11,7 @@ from .arguments import options_of, search_of
 from .buffers import Buffers
 from .packed import PackedProblem
 
-# Numbers of a program, which has one warp: it waits for memory again and again, and many programs hide that.
+# Numbers of a program, four a thread of its one warp: it waits for memory, and many programs hide that.
 PROGRAM = 128
 
 
