@@ -9,8 +9,8 @@ import os
 from typing import Any
 
 __all__ = [
-    "INTERPRETED", "described", "exp2", "fence_async_shared", "gl", "jit", "mbarrier", "opaque", "thread_barrier", "tma",
-    "warpgroup_mma", "warpgroup_mma_wait",
+    "INTERPRETED", "described", "exp2", "fence_async_shared", "gl", "jit", "mbarrier", "mma_v2", "opaque", "product",
+    "thread_barrier", "tma", "warpgroup_mma", "warpgroup_mma_wait",
 ]  # fmt: skip
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -18,6 +18,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED:
     from triton.experimental import gluon
     from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia.ampere import mma_v2
     from triton.experimental.gluon.language.nvidia.hopper import (
         fence_async_shared,
         mbarrier,
@@ -43,6 +44,11 @@ if not INTERPRETED:
     def exp2(x):
         """2^x to 2e-7, where numbers below 1e-38 are zeros."""
         return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+    @jit
+    def product(x, y):
+        """x · y, rounded before anything is added: two threads that add each other's then get the same sum."""
+        return gl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=gl.float32, is_pure=True, pack=1)
 else:
     from .gluon_interpreted import (
         described,
@@ -51,7 +57,9 @@ else:
         gl,
         jit,
         mbarrier,
+        mma_v2,
         opaque,
+        product,
         thread_barrier,
         tma,
         warpgroup_mma,

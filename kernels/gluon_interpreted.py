@@ -39,11 +39,13 @@ class Shared:
         assert dim == 0
         return Shared(self.data[_plain(start) : _plain(start) + _plain(length)], self.dtype)
 
-    def _reinterpret(self, dtype: Any, shape: Any, layout: Any) -> Matrix:
+    def _reinterpret(self, dtype: Any, shape: Any, layout: Any) -> Shared:
         rows, columns = (_plain(n) for n in shape)
-        blocks = self.data.reshape(-1)[: rows * columns].reshape(columns // 64, rows, 64)
-        assert np.shares_memory(blocks, self.data)
-        return Matrix(blocks, self.dtype)
+        numbers = self.data.reshape(-1)[: rows * columns]
+        assert np.shares_memory(numbers, self.data)
+        if layout == gl.NVMMASharedLayout():
+            return Matrix(numbers.reshape(columns // 64, rows, 64), self.dtype)
+        return Shared(numbers.reshape(rows, columns), self.dtype)
 
     def load(self, layout: Any) -> Any:
         data = np.ascontiguousarray(self._values())
@@ -143,7 +145,11 @@ class gl:  # noqa: N801
     def _layout(*args: Any, **kwargs: Any) -> None:
         return None
 
-    SliceLayout = BlockedLayout = DistributedLinearLayout = NVMMADistributedLayout = NVMMASharedLayout = _layout
+    @staticmethod
+    def NVMMASharedLayout(*args: Any, **kwargs: Any) -> str:  # noqa: N802
+        return "blocks of 64 columns"
+
+    SliceLayout = BlockedLayout = DistributedLinearLayout = DotOperandLayout = NVMMADistributedLayout = _layout
     SwizzledSharedLayout = _layout
 
 
@@ -216,6 +222,10 @@ def exp2(x: Any) -> Any:
     return tl.exp2(x)
 
 
+def product(x: Any, y: Any) -> Any:
+    return x * y
+
+
 def thread_barrier() -> None:
     pass
 
@@ -245,3 +255,30 @@ def warpgroup_mma(a: Shared, b: Shared, acc: Any, use_acc: bool = True, is_async
 
 def warpgroup_mma_wait(num_outstanding: int, deps: Any) -> Any:
     return deps[0].done(_plain(num_outstanding)) if isinstance(deps[0], _Product) else deps[0]
+
+
+def mma_v2(a: Any, b: Any, acc: Any) -> Any:
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+
+
+def publish(at: Any, half: Any, values: Any, stamp: Any, there: Any) -> None:
+    """`exchange.publish`: the half of each word."""
+    bits = (values.to(tl.int32, bitcast=True) & -256) | _mark(half, stamp)
+    tl.store(at.to(tl.pointer_type(tl.int32)) + half, bits, mask=there)
+
+
+def peek(at: Any, half: Any, TOGETHER: Any) -> Any:  # noqa: N803
+    """`exchange.peek`."""
+    return tl.load(at.to(tl.pointer_type(tl.int32)) + half)
+
+
+def settle(seen: Any, at: Any, half: Any, stamp: Any, TOGETHER: Any) -> Any:  # noqa: N803
+    """`exchange.settle`, which cannot wait here: programs are interpreted one after another."""
+    if (tl.abs((seen & 255) - _mark(half, stamp)).handle.data).any():
+        raise RuntimeError(f"a wait without end: not every word has the stamp {_number(stamp)}")
+    return (seen & -256).to(tl.float32, bitcast=True)
+
+
+def _mark(half: Any, stamp: Any) -> Any:
+    number = _number(stamp)
+    return tl.where(half == 0, number & 255, number >> 8).to(tl.int32)

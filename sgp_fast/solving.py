@@ -51,8 +51,8 @@ def solve(
     init          controls `[B, T, nu]` or a Plan to start from; without it SGP starts at `start_spread`·normal from `seed`,
                   and sampling planners in the middle of the bounds
     seed          of the random starts and draws; None is 0. Problem i's numbers depend on the seed and on i alone
-    backend       "auto", "eager", "compiled" or "fused" ("fused:tile", "fused:layered", "fused:grid" or "fused:ring"
-                  for one regime); `Plan.stats` says what ran and why
+    backend       "auto", "eager", "compiled" or "fused" ("fused:tile", "fused:layered", "fused:grid", "fused:ring" or
+                  "fused:relay" for one regime); `Plan.stats` says what ran and why
     time_limit_s  no iteration is begun after this many seconds, counted from when the models are prepared and shared among
                   chunks (`fused` looks at the clock every fifth iteration). Of the iterates so far, every fifth and the
                   last, the one of best `Plan.ranking` is then returned; `Plan.iterations` tells how many steps there were.

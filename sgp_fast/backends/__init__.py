@@ -14,7 +14,7 @@ from .job import Backend, Iteration, Job, Tables
 
 __all__ = ["Backend", "Iteration", "Job", "Tables", "available", "choose"]
 
-NAMES = ("eager", "compiled", "fused", "fused:tile", "fused:layered", "fused:grid", "fused:ring")
+NAMES = ("eager", "compiled", "fused", "fused:tile", "fused:layered", "fused:grid", "fused:ring", "fused:relay")
 
 
 def available() -> dict[str, str | None]:

@@ -6,12 +6,12 @@ once more. Both must find what is wrong with a barrier that resets its counter.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+
+from .checker import needs_spin, spin
 
 MODEL = Path(__file__).parent / "barrier.pml"
 
@@ -136,17 +136,9 @@ def test_the_kernel_waits_for_what_was_checked() -> None:
         assert word in device
 
 
-def spin(folder: Path, *options: str) -> str:
-    """What spin's verifier says of the model."""
-    made = subprocess.run(["spin", "-a", *options, str(MODEL)], cwd=folder, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stdout + made.stderr
-    subprocess.run(["cc", "-O1", "-DSAFETY", "-o", "pan", "pan.c"], cwd=folder, check=True, capture_output=True)
-    return subprocess.run(["./pan"], cwd=folder, capture_output=True, text=True, check=False).stdout
-
-
-@pytest.mark.skipif(not (shutil.which("spin") and shutil.which("cc")), reason="spin (Debian has it) or cc is missing")
+@needs_spin
 @pytest.mark.parametrize("P", [2, 3, 4])
 def test_spin_finds_nothing_but_in_the_broken_variant(P: int, tmp_path: Path) -> None:
-    right = spin(tmp_path, f"-DP={P}", "-DR=3")
+    right = spin(MODEL, tmp_path, f"-DP={P}", "-DR=3")
     assert "errors: 0" in right and "Warning: Search not completed" not in right, right
-    assert "errors: 1" in spin(tmp_path, f"-DP={P}", "-DR=3", "-DRESET")
+    assert "errors: 1" in spin(MODEL, tmp_path, f"-DP={P}", "-DR=3", "-DRESET")

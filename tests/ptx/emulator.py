@@ -1,4 +1,4 @@
-"""Runs the PTX of a kernel, one CTA after another, on the CPU, and reports what goes well by luck alone.
+"""Runs the PTX of a kernel's programs (CTAs) on the CPU, and reports what goes well by luck alone.
 
 What is modelled:
 
@@ -9,12 +9,15 @@ What is modelled:
   until then their targets are NaN, and any access to them is reported. Bounds and alignment are held to.
 - `wgmma`, which reads its operands through their descriptors when it is waited for, and no sooner: until then its operands
   must stay, and its accumulators may not be used.
-- `stmatrix`, `shfl`, `redux`, `elect`.
+- `mma.sync` of 16 × 8 × 16, `ldmatrix`, `stmatrix`, `shfl`, `redux`, `elect`.
 - Proxies: what ordinary stores wrote, the TMA and `wgmma` see after a generic-to-async fence and a barrier alone.
-- Programs of one launch: none reads or writes global memory that another wrote.
+- Inline assembly with registers and labels of its own. All threads go through its loops until none asks for more, and a
+  branch ahead is a predicate of what it goes over.
+- Programs of one launch that run at once, by turns (`schedules`), and give one another words by relaxed stores and loads,
+  additions, releases and acquires. Other accesses to what another program accesses are reported (`global_memory`).
 
-What is not: `ptxas` and its machine code, time, several CTAs at once, caches, divergent branches, two tensors that overlap,
-`ldmatrix`, atomics, and whatever other instruction the ring kernel has none of; an unknown one stops the program.
+What is not: `ptxas` and its machine code, time, caches and stores that are seen late or in another order, divergent branches
+elsewhere, two tensors that overlap, and whatever instruction the kernels have none of; an unknown one stops the program.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false
 
@@ -26,56 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.ptx.memory import SHARED_BASE, UNSIGNED, Array, Fault, GlobalMemory, SharedMemory, swizzled
-from tests.ptx.parse import Block, blocks_of
-from tests.ptx.translate import condition, translated
+from tests.ptx.formats import NAMES, from_bf16, from_f16
+from tests.ptx.global_memory import GlobalMemory
+from tests.ptx.memory import SHARED_BASE, UNSIGNED, Array, Fault, SharedMemory, swizzled
+from tests.ptx.program import Program
 
 WARP, WARPGROUP = 32, 128
 # A program of the ring kernel comes to a few thousand blocks; one that comes to this many has no end.
 MOST_BLOCKS = 10**6
-
-
-def from_bf16(bits: Any) -> Array:
-    return (np.asarray(bits, np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def to_bf16(x: Any) -> Array:
-    """To the nearest, ties to even."""
-    bits = np.asarray(x, np.float32).view(np.uint32)
-    nearest = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) >> np.uint32(16)).astype(np.uint16)
-    return np.where(np.isnan(x), np.uint16(0x7FFF), nearest)
-
-
-def from_f16(bits: Any) -> Array:
-    return np.asarray(bits, np.uint16).view(np.float16).astype(np.float32)
-
-
-def to_f16(x: Any) -> Array:
-    return np.asarray(x, np.float32).astype(np.float16).view(np.uint16)
-
-
-NAMES = {
-    "np": np, "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64, "i8": np.int8, "i16": np.int16,
-    "i32": np.int32, "i64": np.int64, "f32": np.float32,
-    "from_bf16": from_bf16, "to_bf16": to_bf16, "from_f16": from_f16, "to_f16": to_f16,
-}  # fmt: skip
-
-
-class Program:
-    """A kernel's PTX, as compiled Python: for each block its code, and the lines of source of each of its statements."""
-
-    def __init__(self, ptx: str) -> None:
-        self.blocks, self.labels = blocks_of(ptx)
-        self.code: list[Any] = []
-        self.locations: list[str] = []
-        for block in self.blocks:
-            self.code.append(compile("\n".join(self._statements(block)) or "pass", "<ptx>", "exec"))
-
-    def _statements(self, block: Block) -> Iterator[str]:
-        for instruction in block.instructions:
-            yield f"cta.at = {len(self.locations)}"
-            self.locations.append(instruction.location)
-            yield from translated(instruction)
 
 
 @dataclass(frozen=True)
@@ -116,6 +77,15 @@ class Product:
     groups: list[tuple[Array, Array, bool]]
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A program whose words were not there after so many `stores`, −1 if it did not look: `what` tells of the first."""
+
+    cta: Cta
+    stores: int
+    what: str
+
+
 Faults = dict[tuple[str, str], tuple[int, str]]  # (kind, lines of source): how often, and an example
 
 
@@ -132,43 +102,58 @@ class Cta:
         self.shared, self.memory = SharedMemory(shared), memory
         self.parameters, self.descriptors = parameters, descriptors
         self.program, self.program_id = program_id, np.uint32(program_id)
-        self.interval = 0  # between barriers
+        self.interval = program_id  # between barriers; no other program has one of this number
         self.barriers: dict[int, Barrier] = {}
         self.issued: list[Product] = []
         self.committed: list[list[Product]] = []
         self.unfinished: dict[str, int] = {}  # accumulators: of how many products in flight
         self.faults: Faults = {}
+        self.looked = -1  # at global memory within this loop, after how many stores
+        self.stopped = False
         self.at, self.locations = 0, ["?"]
         self.counts = dict.fromkeys(("copies", "products", "barriers"), 0)
         self.registers: dict[str, Any] = NAMES | {"cta": self}
 
-    def run(self, program: Program) -> Faults:
-        """What was found; a fault of the kind "stop" ended the program early."""
-        self.locations = program.locations
-        with np.errstate(all="ignore"):
-            try:
-                self._run(program)
-            except Fault as fault:
-                self.report("stop", str(fault))
-            except NameError as error:
-                self.report("stop", f"register {error.name} is read before it is written")
-        return self.faults
+    def run(self, program: Program) -> Iterator[Waiting | None]:
+        """Runs to the end, in parts; after a part that found words not there, what is waited for.
 
-    def _run(self, program: Program) -> None:
-        block = 0
+        What was found is in `faults`; one of the kind "stop" ended the program early.
+        """
+        self.locations = program.locations
+        try:
+            yield from self._run(program)
+        except Fault as fault:
+            self.stop(str(fault))
+        except NameError as error:
+            self.stop(f"register {error.name} is read before it is written")
+
+    def _run(self, program: Program) -> Iterator[Waiting | None]:
+        number = 0
         for _ in range(MOST_BLOCKS):
-            exec(program.code[block], self.registers)
-            end, branch = program.blocks[block].end, program.blocks[block].branch
-            if end is not None and end.opcode == "ret":
+            block, end = program.blocks[number], program.ends[number]
+            exec(program.code[number], self.registers)
+            if number not in program.looping:
+                self.looked = -1
+            if block.end is not None and block.end.opcode == "ret":
                 break
-            taken = end is not None and self._uniform(eval(condition(end), self.registers), "a branch that diverges")
-            block = program.labels[branch] if taken and branch is not None else block + 1
+            wanted = end is not None and eval(end, self.registers)
+            if block.repeats:
+                taken = bool(np.any(wanted))
+                yield self._asked(*eval(program.asked[number], self.registers), wanted)
+            else:
+                taken = self._uniform(wanted, "a branch that diverges")
+                yield None
+            number = program.labels[block.branch] if taken and block.branch is not None else number + 1
         else:
             raise Fault(f"no end after {MOST_BLOCKS} blocks")
         if any(barrier.copies for barrier in self.barriers.values()):
             self.report("end with copies in flight")
         if self.issued or self.committed:
             self.report("end with products in flight")
+
+    def stop(self, why: str) -> None:
+        self.report("stop", why)
+        self.stopped = True
 
     def report(self, kind: str, example: str = "") -> None:
         """Note a fault at the instruction that runs."""
@@ -231,13 +216,28 @@ class Cta:
 
     def store_matrices(self, to: Any, values: list[Any], transposed: bool) -> None:
         """`stmatrix` of 8×8 matrices: thread l of a warp holds elements 2l and 2l + 1, threads 8i to 8i + 7 name rows."""
-        warps = np.repeat(np.arange(self.warps), 8).astype(np.int16)
-        addresses = self.every(to, np.uint32).reshape(self.warps, WARP)
         for i, x in enumerate(values):
-            offsets = self.shared.offsets(addresses[:, 8 * i :][:, :8].reshape(-1), 16, "stmatrix")
+            offsets, warps = self._rows(to, i, "stmatrix")
             matrices = self.every(x, np.uint32).copy().view(np.uint16).reshape(self.warps, 8, 8)
             rows = np.ascontiguousarray(matrices.swapaxes(1, 2) if transposed else matrices)
             self._write_shared(offsets, rows.view(np.uint8).reshape(-1, 16), warps)
+
+    def load_matrices(self, to: Any, count: int, transposed: bool) -> list[Array]:
+        """`ldmatrix`, the other way."""
+        loaded = []
+        for i in range(count):
+            offsets, warps = self._rows(to, i, "ldmatrix")
+            data, faults = self.shared.read(offsets, 16, warps, self.interval)
+            self.report_all(faults, "shared memory")
+            matrices = data.view(np.uint16).reshape(self.warps, 8, 8)
+            rows = np.ascontiguousarray(matrices.swapaxes(1, 2) if transposed else matrices)
+            loaded.append(rows.reshape(-1).view(np.uint32))
+        return loaded
+
+    def _rows(self, to: Any, matrix: int, what: str) -> tuple[Array, Array]:
+        """Where the eight rows of a matrix are, of each warp, and the warps."""
+        addresses = self.every(to, np.uint32).reshape(self.warps, WARP)[:, 8 * matrix :][:, :8]
+        return self.shared.offsets(addresses.reshape(-1), 16, what), np.repeat(np.arange(self.warps), 8).astype(np.int16)
 
     # Global memory.
 
@@ -247,7 +247,8 @@ class Cta:
         return self._loaded(mask, registers, size, width, lambda: self._read_global(addresses, total, mask))
 
     def _read_global(self, addresses: Array, size: int, mask: Array) -> Array:
-        data, faults = self.memory.read(addresses, size, self.warp[mask], self.program, self.interval)
+        self.looked = self.memory.stores
+        data, faults = self.memory.read(addresses, size, self.warp[mask], self.interval)
         self.report_all(faults, "global memory")
         return data
 
@@ -255,14 +256,53 @@ class Cta:
         mask = self.every(on, bool)
         if mask.any():
             addresses, data = self.every(to, np.uint64)[mask], self._stored(mask, values, size)
-            faults = self.memory.write(addresses, data, self.warp[mask], self.program, self.interval)
-            self.report_all(faults, "global memory")
+            self.report_all(self.memory.write(addresses, data, self.warp[mask], self.interval), "global memory")
+
+    # Words, which programs give one another.
+
+    def load_words(self, on: Any, to: Any, registers: list[str], size: int, width: Any) -> list[Array]:
+        mask = self.every(on, bool)
+        addresses, total = self.every(to, np.uint64)[mask], len(registers) * size
+        return self._loaded(mask, registers, size, width, lambda: self._look(addresses, total, mask))
+
+    def _look(self, addresses: Array, size: int, mask: Array) -> Array:
+        self.looked = self.memory.stores
+        data, faults = self.memory.look(addresses, size, self.warp[mask], self.interval)
+        self.report_all(faults, "global memory")
+        return data
+
+    def _asked(self, words: list[Any], stamps: list[Any], late: Any) -> Waiting | None:
+        """A loop asked for words with these stamps; it asks again where threads are `late`, and else has taken them."""
+        threads = np.flatnonzero(self.every(late, bool))
+        for on, to, size, acquire in words:
+            mask, addresses = self.every(on, bool), self.every(to, np.uint64)
+            if not len(threads) and mask.any():
+                self.memory.take(addresses[mask], size, self.warp[mask], self.interval, acquire)
+            for thread in threads[mask[threads]][:1]:
+                awaited = [str(self.every(stamp, np.uint32)[thread].astype(np.int32)) for stamp in stamps]
+                place = self.memory.told(int(addresses[thread]), size)
+                return Waiting(self, self.looked, f"{place}, thread {thread} for {', '.join(awaited)}")
+        return Waiting(self, self.looked, "no words") if len(threads) else None
+
+    def store_words(self, on: Any, to: Any, values: list[Any], size: int, release: bool) -> None:
+        mask = self.every(on, bool)
+        if mask.any():
+            addresses, data = self.every(to, np.uint64)[mask], self._stored(mask, values, size)
+            self.report_all(self.memory.give(addresses, data, self.warp[mask], self.interval, release), "global memory")
+
+    def count(self, on: Any, to: Any, amount: Any, release: bool) -> None:
+        """`red.add` of 32 bits."""
+        mask = self.every(on, bool)
+        if mask.any():
+            addresses, amounts = self.every(to, np.uint64)[mask], self.every(amount, np.uint32)[mask]
+            self.report_all(self.memory.count(addresses, amounts, self.warp[mask], self.interval, release), "global memory")
 
     # Barriers and copies.
 
     def barrier(self) -> None:
         """`bar.sync` of all threads."""
-        self.interval += 1
+        self.interval += self.memory.programs
+        self.memory.barrier(self.program)
         self.counts["barriers"] += 1
 
     def fence(self) -> None:
@@ -394,6 +434,26 @@ class Cta:
             self.unfinished[name] -= 1
             if not self.unfinished[name]:
                 del self.unfinished[name]
+
+    def product_of_warps(self, dtype: str, a: list[Any], b: list[Any], c: list[Any]) -> list[Array]:
+        """`mma.sync` of 16 × 8 × 16 in each warp.
+
+        Thread 4i + j holds elements 2j and 2j + 1: of the first operand in rows i and i + 8, then 8 further right; of the
+        second in column i, then 8 further down; of the sums in row i, then in row i + 8.
+        """
+        numbers = from_bf16 if dtype == "bf16" else from_f16
+
+        def fragments(registers: list[Any]) -> Array:  # [warp, row, register, column]
+            halves = np.stack([self.every(x, np.uint32) for x in registers], 1).view(np.uint16)
+            halves = halves.reshape(self.warps, 8, 4, len(registers), 2).swapaxes(2, 3)
+            return numbers(halves.reshape(self.warps, 8, len(registers), 8)).astype(np.float64)
+
+        first, second = fragments(a), fragments(b)
+        first = first.reshape(self.warps, 8, 2, 2, 8).transpose(0, 3, 1, 2, 4).reshape(self.warps, 16, 16)
+        whole = (first @ second.reshape(self.warps, 8, 16).swapaxes(1, 2)).astype(np.float32)
+        found = whole.reshape(self.warps, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(self.size, 4)
+        self.counts["products"] += 1
+        return [(self.every(x, np.uint32).view(np.float32) + found[:, i]).view(np.uint32) for i, x in enumerate(c)]
 
     def use(self, names: list[str]) -> None:
         """An instruction other than a product has these registers."""

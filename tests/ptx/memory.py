@@ -1,4 +1,4 @@
-"""Memory of one CTA that knows who touched what since the last barrier: shared memory, and tensors in global memory.
+"""Memory that knows who touched what since the last barrier; the shared memory of one CTA.
 
 Warps run in any order between two barriers (`bar.sync`), though the emulator runs them in lockstep. So what one warp writes,
 no other may read or write within the same interval between barriers, and what one reads no other may write.
@@ -14,8 +14,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 SHARED_BASE = 1024  # where shared memory begins, so that an address of zero is none
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-_NEVER, _SEVERAL = -1, -2
-_PAGE = 4096
+NEVER, _SEVERAL = -1, -2
 
 
 class Fault(Exception):
@@ -26,30 +25,37 @@ class Accesses:
     """The interval of the last write and the last read of each granule of a memory, and the warp that did it."""
 
     def __init__(self, granules: int) -> None:
-        self.written = np.full(granules, _NEVER, np.int64)
-        self.writer = np.full(granules, _NEVER, np.int16)
-        self.read = np.full(granules, _NEVER, np.int64)
-        self.reader = np.full(granules, _NEVER, np.int16)
-
-    def forget(self) -> None:
-        """Another program begins."""
-        self.written[:] = self.read[:] = _NEVER
+        self.written = np.full(granules, NEVER, np.int64)
+        self.writer = np.full(granules, NEVER, np.int16)
+        self.read = np.full(granules, NEVER, np.int64)
+        self.reader = np.full(granules, NEVER, np.int16)
 
     def write(self, granules: Array, warps: Array, interval: int) -> dict[str, Array]:
         """Note a write; the granules at fault, by the kind of hazard."""
+        faults = self.before_write(granules, warps, interval)
+        self.note_write(granules, warps, interval)
+        return faults
+
+    def before_write(self, granules: Array, warps: Array, interval: int) -> dict[str, Array]:
         twice = (self.written[granules] == interval) & (self.writer[granules] != warps)
         early = self.read_by_another(granules, warps, interval)
+        return {kind: granules[bad] for kind, bad in (("WAW", twice), ("WAR", early)) if bad.any()}
+
+    def note_write(self, granules: Array, warps: Array, interval: int) -> None:
         self.written[granules] = interval
         self.writer[granules] = warps
-        return {kind: granules[bad] for kind, bad in (("WAW", twice), ("WAR", early)) if bad.any()}
 
     def note_read(self, granules: Array, warps: Array, interval: int) -> dict[str, Array]:
         """Note a read; the granules at fault, by the kind of hazard."""
-        early = (self.written[granules] == interval) & (self.writer[granules] != warps)
+        faults = self.before_read(granules, warps, interval)
         first = self.read[granules] != interval
         self.read[granules[first]] = interval
         self.reader[granules[first]] = warps[first]
         self.reader[granules[self.reader[granules] != warps]] = _SEVERAL
+        return faults
+
+    def before_read(self, granules: Array, warps: Array, interval: int) -> dict[str, Array]:
+        early = (self.written[granules] == interval) & (self.writer[granules] != warps)
         return {"RAW": granules[early]} if early.any() else {}
 
     def read_by_another(self, granules: Array, warps: Array, interval: int) -> Array:
@@ -75,7 +81,7 @@ class SharedMemory:
         self.arriving = np.zeros(size // 2, bool)
         self.operand = np.zeros(size // 2, np.int16)
         self.generic = np.zeros(size // 2, bool)
-        self.fenced = np.full(size // 2, _NEVER, np.int64)
+        self.fenced = np.full(size // 2, NEVER, np.int64)
 
     def offsets(self, addresses: Any, size: int, what: str) -> Array:
         """Of accesses of `size` bytes, aligned to that, from the beginning of shared memory."""
@@ -129,7 +135,7 @@ class SharedMemory:
         self.data[offset : offset + size] = 0xFF
         self.arriving[granules] = True
         self.generic[granules] = False
-        self.fenced[granules] = _NEVER
+        self.fenced[granules] = NEVER
         self.accesses.written[granules] = interval
         self.accesses.writer[granules] = warp
         return {kind: granules[bad] for kind, bad in faults.items() if bad.any()}
@@ -172,68 +178,3 @@ def _spread(offsets: Array, warps: Array, size: int) -> tuple[Array, Array]:
     """Granules of two bytes of each access of `size` bytes, and the warp of each."""
     each = max(1, size // 2)
     return (offsets[:, None] // 2 + np.arange(each)).reshape(-1), np.repeat(warps, each)
-
-
-class GlobalTensor:
-    """One tensor's bytes at a made-up address; `program` is that which wrote a byte in this launch."""
-
-    def __init__(self, name: str, base: int, data: Array) -> None:
-        self.name, self.base, self.data = name, base, data
-        self.accesses = Accesses(len(data))
-        self.program = np.full(len(data), _NEVER, np.int64)
-
-
-class GlobalMemory:
-    """The tensors of one launch, whose programs may run in any order: none reads or writes what another wrote."""
-
-    def __init__(self) -> None:
-        self.tensors: list[GlobalTensor] = []
-        self._next = 1 << 32
-
-    def add(self, name: str, data: Array) -> int:
-        """The address of a tensor, given as bytes `[n]` that are written in place."""
-        base = self._next
-        self._next += (len(data) // _PAGE + 2) * _PAGE
-        self.tensors.append(GlobalTensor(name, base, data))
-        return base
-
-    def begin_program(self) -> None:
-        for tensor in self.tensors:
-            tensor.accesses.forget()
-
-    def read(self, addresses: Array, size: int, warps: Array, program: int, interval: int) -> tuple[Array, dict[str, Any]]:
-        """Rows of bytes `[n, size]`, and faults by kind."""
-        tensor, offsets = self._find(addresses, size)
-        each = (offsets[:, None] + np.arange(size)).reshape(-1)
-        faults: dict[str, Any] = tensor.accesses.note_read(each, np.repeat(warps, size), interval)
-        self._others(tensor, each, program, "read of what another program wrote", faults)
-        return tensor.data[each].reshape(-1, size), {kind: f"{tensor.name} {at[:4]}" for kind, at in faults.items()}
-
-    def write(self, addresses: Array, data: Array, warps: Array, program: int, interval: int) -> dict[str, Any]:
-        """Rows of bytes, `data [n, size]`. Returns faults by kind."""
-        size = data.shape[1]
-        tensor, offsets = self._find(addresses, size)
-        each = (offsets[:, None] + np.arange(size)).reshape(-1)
-        faults: dict[str, Any] = tensor.accesses.write(each, np.repeat(warps, size), interval)
-        self._others(tensor, each, program, "write to what another program wrote", faults)
-        if len(np.unique(each)) != len(each):
-            faults["one address stored by several threads of one instruction"] = each
-        tensor.program[each] = program
-        tensor.data[each] = data.reshape(-1)
-        return {kind: f"{tensor.name} {at[:4]}" for kind, at in faults.items()}
-
-    def _others(self, tensor: GlobalTensor, each: Array, program: int, kind: str, faults: dict[str, Any]) -> None:
-        others = (tensor.program[each] != _NEVER) & (tensor.program[each] != program)
-        if others.any():
-            faults[kind] = each[others]
-
-    def _find(self, addresses: Array, size: int) -> tuple[GlobalTensor, Array]:
-        first, end = int(addresses.min()), int(addresses.max()) + size
-        for tensor in self.tensors:
-            if tensor.base <= first and end <= tensor.base + len(tensor.data):
-                offsets = (addresses - np.uint64(tensor.base)).astype(np.int64)
-                if (offsets % size).any():
-                    raise Fault(f"an access of {size} bytes to {tensor.name} is not aligned")
-                return tensor, offsets
-        near = [f"{t.name} {first - t.base} to {end - t.base} of {len(t.data)}" for t in self.tensors if t.base <= first]
-        raise Fault(f"an access outside of every tensor: {near[-1] if near else hex(first)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from tests.ptx.memory import SHARED_BASE, Fault
 from tests.ptx.parse import Instruction, members
@@ -20,8 +21,9 @@ HELD = {
     "b64": ("u64", "u64"), "u64": ("u64", "u64"), "s64": ("u64", "i64"),
 }  # fmt: skip
 BITS = {"u16": 16, "u32": 32, "u64": 64}
-MEMORY = {"b8": (1, "u16"), "b16": (2, "u16"), "b32": (4, "u32"), "b64": (8, "u64")}  # bytes, and the register's width
-SPECIAL = {"%tid.x": "cta.threads", "%ctaid.x": "cta.program_id"}
+# Bytes, and the register's width.
+MEMORY = {"b8": (1, "u16"), **{kind: (BITS[width] // 8, width) for kind, (width, _) in HELD.items()}}
+SPECIAL = {"%tid.x": "cta.threads", "%ctaid.x": "cta.program_id", "%nctaid.x": "u32(cta.memory.programs)"}
 COMPARED = {"lt": "<", "gt": ">", "le": "<=", "ge": ">=", "eq": "==", "ne": "!="}
 LOGIC = {"and": "&", "or": "|", "xor": "^"}
 FLOAT = {
@@ -62,7 +64,7 @@ def value(operand: str, width: str) -> str:
         return name(operand)
     if operand == "global_smem":
         return f"{width}({SHARED_BASE})"
-    number = int(operand[2:], 16) if operand.startswith("0f") else int(operand, 0)
+    number = int(operand[2:], 16) if operand.startswith("0f") else int(operand.removesuffix("U"), 0)
     return f"{width}({number & (1 << BITS[width]) - 1})"
 
 
@@ -87,15 +89,18 @@ def address(operand: str, width: str) -> str:
 
 
 def condition(instruction: Instruction) -> str:
-    if instruction.predicate is None:
-        return "True"
-    predicate = name(instruction.predicate)
-    return f"~np.asarray({predicate})" if instruction.negated else predicate
+    """Which threads do it."""
+    wanted = [(instruction.predicate, instruction.negated)] if instruction.predicate is not None else []
+    wanted += [(skipped.lstrip("!"), not skipped.startswith("!")) for skipped in instruction.skipped]
+    return " & ".join(f"~np.asarray({name(p)})" if negated else name(p) for p, negated in wanted) or "True"
 
 
 def assign(instruction: Instruction, expression: str, to: str | None = None) -> list[str]:
     """Set the first operand, where the predicate holds."""
     target = name(to or instruction.operands[0])
+    if instruction.skipped:
+        before = f"cta.registers.get({target!r}, {expression})"
+        return [f"{target} = np.where({condition(instruction)}, {expression}, {before})"]
     if instruction.predicate is not None:
         expression = f"np.where({condition(instruction)}, {expression}, {target})"
     return [f"{target} = {expression}"]
@@ -108,23 +113,51 @@ def _listed(registers: list[str], width: str) -> str:
 # Memory.
 
 
-def _load(i: Instruction) -> list[str]:
+def _load(i: Instruction) -> list[str] | None:
     if i.parts[1] == "param":
-        return assign(i, f"cta.parameters[{i.operands[1].strip('[]')!r}]")
+        parameter = f"cta.parameters[{i.operands[1].strip('[]')!r}]"
+        widened = i.type in ("s32", "u32") and i.operands[0].startswith("%rd")
+        wide = f"np.asarray({parameter}).view({HELD[i.type][1]}).astype(i64).view(u64)"
+        return assign(i, wide if widened else parameter)
     size, width = MEMORY[i.type]
     registers = [name(register) for register in members(i.operands[0])]
-    shared = i.parts[1].startswith("shared")
-    call = "load_shared" if shared else "load_global"
-    at = address(i.operands[1], "u32" if shared else "u64")
-    return [f"{', '.join(registers)}, = cta.{call}({condition(i)}, {at}, {registers}, {size}, {width})"]
+    call, at = _access(i, i.operands[1])
+    return [f"{', '.join(registers)}, = cta.load_{call}({condition(i)}, {at}, {registers}, {size}, {width})"]
 
 
-def _store(i: Instruction) -> list[str]:
+def _store(i: Instruction) -> list[str] | None:
     size, width = MEMORY[i.type]
     values = _listed(members(i.operands[1]), width)
-    shared = i.parts[1].startswith("shared")
-    call = "store_shared" if shared else "store_global"
-    return [f"cta.{call}({condition(i)}, {address(i.operands[0], 'u32' if shared else 'u64')}, {values}, {size})"]
+    call, at = _access(i, i.operands[0])
+    release = f", {'release' in i.parts}" if call == "words" else ""
+    return [f"cta.store_{call}({condition(i)}, {at}, {values}, {size}{release})"]
+
+
+def _access(i: Instruction, operand: str) -> tuple[str, str]:
+    """The memory, and an address in it."""
+    if i.parts[1].startswith("shared"):
+        return "shared", address(operand, "u32")
+    if i.parts[1] == "global":
+        return "global", address(operand, "u64")
+    if re.match(r"\w+\.(relaxed|acquire|release)\.gpu\.global\.", i.opcode):
+        return "words", address(operand, "u64")
+    raise Fault(f"unknown access {i.opcode}")
+
+
+def _reduce(i: Instruction) -> list[str] | None:
+    found = re.fullmatch(r"red\.(relaxed|release)\.gpu\.global\.add\.[us]32", i.opcode)
+    if found is None:
+        return None
+    amount = value(i.operands[1], "u32")
+    return [f"cta.count({condition(i)}, {address(i.operands[0], 'u64')}, {amount}, {found[1] == 'release'})"]
+
+
+def _ldmatrix(i: Instruction) -> list[str] | None:
+    registers = [name(register) for register in members(i.operands[0])]
+    if i.type != "b16" or "m8n8" not in i.parts:
+        return None
+    call = f"cta.load_matrices({address(i.operands[1], 'u32')}, {len(registers)}, transposed={'trans' in i.parts})"
+    return _always(i, f"{', '.join(registers)}, = {call}")
 
 
 def _stmatrix(i: Instruction) -> list[str]:
@@ -136,7 +169,7 @@ def _stmatrix(i: Instruction) -> list[str]:
 
 
 def _always(i: Instruction, statement: str) -> list[str]:
-    if i.predicate is not None:
+    if i.predicate is not None or i.skipped:
         raise Fault(f"{i.opcode} with a predicate")
     return [statement]
 
@@ -182,6 +215,15 @@ def _wgmma(i: Instruction) -> list[str] | None:
     return _always(i, f"cta.product({shape[1]}, {shape[2]!r}, {registers}, {a}, {b}, {adds}, {transposed})")
 
 
+def _mma(i: Instruction) -> list[str] | None:
+    found = re.fullmatch(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(b?f16)\.\1\.f32", i.opcode)
+    if found is None:
+        return None
+    to, *operands = (members(operand) for operand in i.operands)
+    a, b, c = (_listed(registers, "u32") for registers in operands)
+    return _always(i, f"{', '.join(map(name, to))}, = cta.product_of_warps({found[1]!r}, {a}, {b}, {c})")
+
+
 # Between the threads of a warp.
 
 
@@ -209,7 +251,7 @@ def _move(i: Instruction) -> list[str] | None:
         whole, part, bits = ("u32", "u16", 16) if i.type == "b32" else ("u64", "u32", 32)
         if to.startswith("{"):
             shifts = {p: f"{value(source, whole)} >> {whole}({bits * k})" for k, p in enumerate(members(to)) if p != "_"}
-            return [f"{name(p)} = ({shifted}).astype({part})" for p, shifted in shifts.items()]
+            return [line for p, shifted in shifts.items() for line in assign(i, f"({shifted}).astype({part})", p)]
         shifted = [f"({value(p, part)}.astype({whole}) << {whole}({bits * k}))" for k, p in enumerate(members(source))]
         return assign(i, " | ".join(shifted))
     if "_param_" in source:
@@ -229,7 +271,7 @@ def _set_predicate(i: Instruction) -> list[str] | None:
     compared, kind = i.parts[1], i.type
     to, first, second = i.operands[:3]
     if len(i.operands) != 3:
-        return None
+        return None  # combined with another predicate
     if kind in ("f16x2", "bf16x2"):
         statements = []
         for target, shift in zip(to.split("|"), (0, 16), strict=True):
@@ -241,8 +283,8 @@ def _set_predicate(i: Instruction) -> list[str] | None:
         return assign(i, f"({x} {COMPARED[compared]} {y})")
     x, y = number(first, kind), number(second, kind)
     unordered = f"(np.isnan({x}) | np.isnan({y}))" if kind == "f32" else ""
-    if compared == "nan":
-        return assign(i, unordered)
+    if compared in ("nan", "num"):
+        return assign(i, unordered if compared == "nan" else f"~{unordered}")
     if compared in COMPARED:
         ordered = f" & ~{unordered}" if unordered and compared == "ne" else ""
         return assign(i, f"(({x} {COMPARED[compared]} {y}){ordered})")
@@ -285,6 +327,35 @@ def _convert(i: Instruction) -> list[str] | None:
     if to in HELD and kind in HELD and "f32" not in (to, kind):
         return assign(i, f"{_wide(source, kind, HELD[to][1])}.view({HELD[to][0]})")
     return None
+
+
+# Loops that ask for words.
+
+
+def asked(loop: list[Instruction]) -> str:
+    """Of a loop's words: for each load which threads do it, the address, how many bytes, and whether it acquires.
+
+    A predicate that the loop makes itself says which threads ask again; all have asked.
+    """
+    made, found = _made(loop), []
+    for i in loop:
+        if i.parts[0] == "ld" and _access(i, i.operands[1])[0] == "words":
+            on = condition(replace(i, predicate=None) if i.predicate in made else i)
+            size = len(members(i.operands[0])) * MEMORY[i.type][0]
+            found.append(f"({on}, {address(i.operands[1], 'u64')}, {size}, {'acquire' in i.parts})")
+    return f"[{', '.join(found)}]"
+
+
+def awaited(loop: list[Instruction]) -> str:
+    """The integers that a loop is given, which are what it compares words with."""
+    made = _made(loop)
+    operands = [o for i in loop if i.type in ("b32", "s32", "u32") and i.parts[0] != "ld" for o in i.operands[1:]]
+    given = dict.fromkeys(o for o in operands if o.startswith("%") and o not in made)
+    return f"[{', '.join(name(register) for register in given)}]"
+
+
+def _made(loop: list[Instruction]) -> set[str]:
+    return {register for i in loop if i.operands for register in members(i.operands[0])}
 
 
 # Arithmetic.
@@ -359,10 +430,16 @@ def _bit_field(i: Instruction) -> list[str]:
     return assign(i, held(f"({lifted} >> {numbers}({unused}))", i.type))
 
 
+def _permute(i: Instruction) -> list[str] | None:
+    low, high, selectors = (value(o, "u32") for o in i.operands[1:])
+    return assign(i, f"permuted({low}, {high}, {selectors})") if i.opcode == "prmt.b32" else None
+
+
 _FAMILIES: dict[str, Callable[[Instruction], list[str] | None]] = {
-    "ld": _load, "st": _store, "stmatrix": _stmatrix, "fence": _fence, "mbarrier": _mbarrier, "cp": _copy, "wgmma": _wgmma,
+    "ld": _load, "st": _store, "red": _reduce, "stmatrix": _stmatrix, "ldmatrix": _ldmatrix, "mma": _mma,
+    "fence": _fence, "mbarrier": _mbarrier, "cp": _copy, "wgmma": _wgmma,
     "bar": lambda i: _always(i, "cta.barrier()") if i.opcode == "bar.sync" else None,
     "elect": _elect, "shfl": _shuffle, "redux": _redux, "mov": _move, "cvta": _address_space, "setp": _set_predicate,
-    "selp": _select, "not": _not, "cvt": _convert, "shl": _shift, "shr": _shift, "bfe": _bit_field,
+    "selp": _select, "not": _not, "cvt": _convert, "shl": _shift, "shr": _shift, "bfe": _bit_field, "prmt": _permute,
     **dict.fromkeys(LOGIC, _logic), **dict.fromkeys((*(n for n in FLOAT if "." not in n), "mad", "rem"), _arithmetic),
 }  # fmt: skip

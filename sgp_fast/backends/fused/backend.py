@@ -65,7 +65,7 @@ def why_not(
 
 @dataclass(frozen=True)
 class Fused:
-    """The backend. `regime` is "tile", "layered", "grid" or "ring"; None lets a measurement choose.
+    """The backend. `regime` is "tile", "layered", "grid", "ring" or "relay"; None lets a measurement choose.
 
     race_eager  eager is measured, too
     """
@@ -177,16 +177,18 @@ def candidates_of(
     """Ways to plan a bucket, by name; those of `regime` where one is asked for."""
     from .grid import grid_plans
     from .layered import layered_plans
+    from .relay import relay_plans
     from .ring import ring_plans
     from .tile import tile_plans
 
     split = (costs or custom_costs(job)).split
     tiles = {} if split else tile_plans(job.problem, job.planner, size, job.x0.device)
     rings = {} if split else ring_plans(job.problem, job.planner, size, job.x0.device, asked=regime == "ring")
+    relays = {} if split else relay_plans(job.problem, job.planner, size, job.x0.device, asked=regime == "relay")
     if rings and regime is None:  # on an H200 faster than every tile: of these, which take long to compile, the likeliest
         tiles = dict(list(tiles.items())[:1])
     layered, grids = layered_plans(job.problem, job.planner, size), grid_plans(asked=regime == "grid")
-    ways: dict[str, Make] = {**rings, **tiles, **layered, **grids}
+    ways: dict[str, Make] = {**relays, **rings, **tiles, **layered, **grids}
     return {name: make for name, make in ways.items() if regime in (None, name.split()[0])}
 
 
