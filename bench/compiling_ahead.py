@@ -23,7 +23,7 @@ from .cases import Case
 from .sweep import Spec
 
 # Ways that a regime may have for a size.
-MOST = {"ring": 3, "tile": 3, "layered": 4, "grid": 1}
+MOST = {"relay": 3, "ring": 3, "tile": 3, "layered": 4, "grid": 1}
 SAMPLED = "mppi command"  # the rung of our sampling planners whose kernels are compiled, where a case asks for it
 Job = tuple[Spec, str, int]
 

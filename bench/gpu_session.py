@@ -43,15 +43,15 @@ from .sweep import Spec
 WORK = Path(os.environ.get("WORK", "gpu-session"))
 DRY = bool(os.environ.get("DRY"))
 DEVICE = torch.device("cpu" if DRY else "cuda:0")
-RING = "fused:ring"  # of 16-bit products alone
-FUSED = ("fused:tile", "fused:layered", RING)
+SIXTEEN = ("fused:ring", "fused:relay")  # of 16-bit products alone
+FUSED = ("fused:tile", "fused:layered", *SIXTEEN)
 GRID = "fused:grid"
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
 # What is tried without a GPU.
 TRIED = (Spec(32, 4, iterations=3), Spec(48, 2, iterations=3))
 # Rungs for the aims: the best of others and ours. What Python starts operator by operator is slower than its graph, the
 # compiled one takes a minute before its first plan, and both are in the ladder.
-AIMED = ("cuda graph", "jax", "fused:tile", "fused:layered", "fused:ring", "auto")
+AIMED = ("cuda graph", "jax", *FUSED, "auto")
 AIMS = tuple(Spec(w, b, precision="bfloat16", rungs=AIMED) for w, b in (*sweep.LATENCY, *sweep.THROUGHPUT))
 SAMPLED = (Spec(256, 1, precision="bfloat16", rungs=("pytorch_mppi command", "mppi command")),)
 LADDER = tuple(Spec(width, problems) for width, problems in sweep.PUBLISHED)
@@ -128,8 +128,8 @@ def kernels() -> int:
     few: tuple[Precision, ...] = ("float32", "bfloat16")
     ways = ("eager", "compiled") if DRY else (*FUSED, GRID) if (WORK / "gridtests.done").exists() else FUSED
     for backend in ways:
-        for precision in few[1:] if backend == RING else few:
-            case = make_case(64, 65, horizon=3, iterations=2, precision=precision).to(DEVICE)
+        for precision in few[1:] if backend in SIXTEEN else few:
+            case = make_case(128, 65, horizon=3, iterations=2, precision=precision).to(DEVICE)
             plan = sgp.solve(case.problem, case.planner, case.x0, init=case.init, backend=backend)
             assert bool(plan.u.isfinite().all())
             print(f"{precision}, {backend}: {len(plan.u)} plans")

@@ -70,7 +70,8 @@ tests() {
     gpu_tests "$QUICK" -m gpu tests/fused tests/kernels --ignore=tests/fused/test_grid.py
     rc=$?
     if [ $rc -ne 4 ]; then
-        gpu_tests "$QUICK" -m "not slow and not gpu" tests/fused/test_ring.py tests/fused/test_receding.py \
+        gpu_tests "$QUICK" -m "not slow and not gpu" tests/fused/test_relay.py tests/fused/test_ring.py \
+            tests/fused/test_receding.py \
             tests/fused/test_sampling.py tests/kernels/test_linear_columns.py tests/kernels/test_linear_rows.py || rc=$?
         return $rc
     fi
@@ -85,7 +86,7 @@ gridtests() { gpu_tests "$QUICK" -m gpu tests/fused/test_grid.py; }
 
 others() {
     gpu_tests "$QUICK" -m "not slow and not gpu" tests/fused tests/kernels --ignore=tests/fused/test_grid.py \
-        --ignore=tests/fused/test_ring.py --ignore=tests/fused/test_receding.py --ignore=tests/fused/test_sampling.py \
+        --ignore=tests/fused/test_relay.py --ignore=tests/fused/test_ring.py --ignore=tests/fused/test_receding.py --ignore=tests/fused/test_sampling.py \
         --ignore=tests/kernels/test_linear_columns.py --ignore=tests/kernels/test_linear_rows.py \
         --ignore=tests/kernels/test_cpu.py
 }
@@ -98,10 +99,11 @@ counters() {
         [ -n "$DRY" ]
         return
     fi
-    for what in "fused:tile 256 16384" "fused:grid 256 1" "fused:grid 1024 64" "fused:tile 256 1024" "fused:ring 256 1024"; do
+    for what in "fused:tile 256 16384" "fused:grid 256 1" "fused:grid 1024 64" "fused:tile 256 1024" "fused:ring 256 1024" \
+        "fused:relay 256 1" "fused:relay 1024 1"; do
         name=ncu-$(echo "$what" | tr ': ' '--')
         # shellcheck disable=SC2086
-        "$tool" --clock-control none -k regex:"plan_kernel|grid_kernel|ring_kernel" --launch-count 1 --set full -f -o "$WORK/$name" \
+        "$tool" --clock-control none -k regex:"plan_kernel|grid_kernel|ring_kernel|relay_kernel" --launch-count 1 --set full -f -o "$WORK/$name" \
             "$PYTHON" -m bench.gpu_session hot $what || return 1
         "$tool" --import "$WORK/$name.ncu-rep" --page details > "$WORK/$name.log"
         "$tool" --import "$WORK/$name.ncu-rep" --page source --csv > "$WORK/$name.csv"

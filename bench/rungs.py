@@ -41,6 +41,6 @@ def _ours(backend: str, case: Case) -> Runner:
 
 OURS = tuple(
     Rung(name, f"sgp_fast {name}", "ours", partial(_ours, name))
-    for name in ("eager", "compiled", "fused:tile", "fused:layered", "fused:grid", "fused:ring", "auto")
+    for name in ("eager", "compiled", "fused:tile", "fused:layered", "fused:grid", "fused:ring", "fused:relay", "auto")
 )
 RUNGS: dict[str, Rung] = {rung.name: rung for rung in (*baselines.RUNGS, *peers.RUNGS, *sampling.RUNGS, *OURS)}

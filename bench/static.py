@@ -29,6 +29,8 @@ from sgp_fast.backends.fused.functions import Functions
 from sgp_fast.backends.fused.grid import GridPlan
 from sgp_fast.backends.fused.layered import ROW_CUTS, Cuts, Layered, few_rows, whole_rows
 from sgp_fast.backends.fused.packed import PackedProblem
+from sgp_fast.backends.fused.relay import RelayPlan
+from sgp_fast.backends.fused.relay import name as relay_name
 from sgp_fast.backends.fused.ring import RingPlan
 from sgp_fast.backends.fused.ring import name as ring_name
 from sgp_fast.backends.fused.rollout import RolloutWork
@@ -38,6 +40,8 @@ from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
 from sgp_fast.kernels.network_op import network_kernel
 from sgp_fast.kernels.packing import PackedNetwork, Program
 from sgp_fast.kernels.phases import count, tile_for
+from sgp_fast.kernels.relay_tiles import ROWS as EIGHT
+from sgp_fast.kernels.relay_tiles import Relay, words_of
 from sgp_fast.kernels.ring_tiles import ring_of
 from sgp_fast.kernels.tiling import H200, DeviceLimits, Tile, keep, tall, tiles
 from sgp_fast.planner import Precision
@@ -97,7 +101,16 @@ RINGS = {
     (1, 8, 0): 0, (1, 16, 0): 16, (1, 8, 2): 0, (4, 8, 2): 16,
     (8, 8, 0): 144, (16, 8, 0): 144, (64, 8, 0): 144, (64, 16, 0): 320,
 }  # fmt: skip
+# Width, problems, programs of a group and warps of the relay regime, and its bytes of stack at most: 64 columns a program at
+# width 1024 are 128 registers of weights alone.
+RELAYS = {
+    (256, 1, 16, 8): 0, (256, 1, 16, 4): 0, (256, 1, 8, 8): 0, (256, 8, 16, 8): 0,
+    (1024, 1, 64, 8): 0, (1024, 1, 32, 8): 16, (1024, 8, 64, 8): 16, (1024, 8, 16, 8): 400,
+}  # fmt: skip
 RING_STACK = {f"ring_kernel, {ring_name(*way)}": most for way, most in RINGS.items()}
+RELAY_STACK = {
+    (f"relay_kernel, {relay_name(Relay(*way))}", f"SGP 4×{width}"): most for (width, *way), most in RELAYS.items()
+}  # fmt: skip
 # Of the layered regime's own products of whole rows with 16 warps, which have 128 registers a thread; eight warps spill 64
 # to 80 bytes.
 ROWS_STACK = 8
@@ -144,8 +157,9 @@ def broken(row: KernelRow) -> list[str]:
     """The limits that a kernel breaks, in words; empty where it keeps them all."""
     found, count = [], row.instructions
     ring = RING_STACK.get(row.kernel)
+    relay = RELAY_STACK.get((row.kernel, row.network))
     sixteen = row.kernel.startswith("rows_backward_kernel") and row.warps == 16
-    allowed = ROWS_STACK if sixteen else ring or 0
+    allowed = ROWS_STACK if sixteen else ring or relay or 0
     if row.stack > allowed or row.spills and not allowed:
         most = f"{allowed} bytes at most" if allowed else "none"
         found.append(f"{row.stack} bytes of stack and {row.spills} local loads and stores; expected {most}")
@@ -217,6 +231,10 @@ def launches(arch: int) -> Iterator[Launch]:
         for width, problems, dtype in GRIDS:
             yield _grid(width, problems, dtype, PROGRAMS[arch])
         yield _grid(256, 1, "bf16", PROGRAMS[arch], traced=True)
+    if arch >= 90:
+        for way in RELAYS:
+            yield _relay(*way, "bf16")
+        yield _relay(256, 1, 16, 8, "fp16")
     if arch == 90:
         for way in RINGS:
             yield _ring(*way, "bf16")
@@ -477,6 +495,26 @@ def _ring(problems: int, warps: int, pinned: int, dtype: str) -> Launch:
     aside += _vjp(networks["cost"], many, kind)
     work = (step * HORIZON + aside * -(-HORIZON // ring.steps)) * -(-ROWS // problems)
     return Launch(f"ring_kernel, {ring_name(problems, warps, pinned)}", "SGP 4×256", dtype, run, work=work)
+
+
+def _relay(width: int, problems: int, programs: int, warps: int, dtype: str) -> Launch:
+    """All iterations of a group's problems."""
+    kind = DTYPES[dtype][0]
+    case, packed = _packed(width, kind)
+    networks = {name: model.network.program for name, model in packed.models.items()}
+    relay = Relay(problems, programs, warps)
+
+    def run() -> None:
+        buffers = Buffers.allocate(problems, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
+        RelayPlan(packed, replace(case.planner, iterations=1), buffers, 1, relay).iterate(0, 1)
+
+    rows = relay.blocks(HORIZON) * EIGHT
+    flops = HORIZON * problems * 2 * networks["dynamics"].flops_per_row()
+    flops += rows * (2 * networks["cost"].flops_per_row() + networks["score"].flops_per_row())
+    numbers = sum(op.inputs * op.columns for net in networks.values() for op in net.operations)
+    words = 8 * sum(words_of(networks, HORIZON, relay, 0).values()) * (programs + 1)
+    work = Work(flops, 2 * numbers * 2 * HORIZON + words)
+    return Launch(f"relay_kernel, {relay_name(relay)}", f"SGP 4×{width}", dtype, run, work=work)
 
 
 def _blocks(tile: Tile) -> int:

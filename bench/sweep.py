@@ -31,7 +31,7 @@ PROBLEMS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 HORIZONS, WIDTHS, ITERATIONS = (4, 16, 32, 64), (64, 128, 512, 1024), (10, 200)
 # The rungs of a sweep: the best of each family. The whole ladder at every size would say the same again, for hours.
 BEST = ("autograd", "adjoint", "compile", "cuda graph", "jax", "eager", "compiled", "fused:tile", "fused:layered",
-        "fused:grid", "fused:ring", "auto")  # fmt: skip
+        "fused:grid", "fused:ring", "fused:relay", "auto")  # fmt: skip
 # Who is measured first in a case: what a user of ours gets, and the best of what else there is. Then the rest of ours, what
 # takes a compiler, planners by sampling, and loops over single problems.
 FIRST = ("auto", "adjoint", "autograd", "compiled", "jax", "cuda graph")
@@ -40,7 +40,7 @@ GUESS = {"cpu": 2e10, "cuda": 5e12}
 SLOW = {"published": 20.0, "frozen": 15.0, "one rollout": 12.0, "compile max-autotune": 2.0}
 # Seconds of an iteration whose operators Python starts one by one on a GPU, and those that do not.
 WAITS = {"cpu": 0.0, "cuda": 0.02}
-ONE_LAUNCH = ("cuda graph", "jax", "fused:tile", "fused:layered", "fused:grid", "fused:ring")
+ONE_LAUNCH = ("cuda graph", "jax", "fused:tile", "fused:layered", "fused:grid", "fused:ring", "fused:relay")
 # Rungs whose products are not PyTorch's: what its products reach in a precision says nothing of theirs.
 OWN_PRODUCTS = {"cpu": ("jax", "compiled", "auto"), "cuda": ("jax",)}
 # A plan whose FLOPs nobody knows, as a part of a rung's rounds.

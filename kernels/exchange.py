@@ -9,7 +9,7 @@ A reader asks for a word until it has the stamp that it waits for. Nothing else 
 counter, so that a word is on its way for one store and one load. The stamp takes the place of a number's last eight bits,
 which no product of 16-bit numbers would notice. What must hold, and `tests/protocol` holds the protocol to: every word that
 is waited for is written with that stamp, and none is written over before all have read it. Programs that wait for one
-another must be resident at once; the launch has to see to that.
+another must be resident at once; the launch has to see to that. A word that does not come in some seconds stops the kernel.
 
 A word's numbers are neighbours in the registers of a thread, and so are those of words that it reads together: what a
 `half` is, 0 or 1, follows from that on a device, and only the interpreter has to be told.
@@ -94,11 +94,12 @@ if not INTERPRETED:
             numbers = gl.inline_asm_elementwise(
                 """
                 {
-                    .reg .pred late;
+                    .reg .pred late, lost;
                     .reg .b64 word;
-                    .reg .b32 a, b, high, off, more;
+                    .reg .b32 a, b, high, off, more, polls;
                     shr.u32 high, $6, 8;
                     mov.b64 word, {$2, $3};
+                    mov.b32 polls, 0;
                     setp.ne.s32 late, 0, 0;
                     again:
                     @late ld.relaxed.gpu.global.b64 word, [$4];
@@ -108,6 +109,9 @@ if not INTERPRETED:
                     or.b32 off, off, more;
                     and.b32 off, off, 255;
                     setp.ne.u32 late, off, 0;
+                    add.u32 polls, polls, 1;
+                    setp.gt.u32 lost, polls, 0x1000000;
+                    @lost trap;
                     @late bra again;
                     and.b32 $0, a, 0xffffff00;
                     and.b32 $1, b, 0xffffff00;
@@ -119,12 +123,13 @@ if not INTERPRETED:
             numbers = gl.inline_asm_elementwise(
                 """
                 {
-                    .reg .pred late;
+                    .reg .pred late, lost;
                     .reg .b64 one, two;
-                    .reg .b32 a, b, c, d, high, off, more;
+                    .reg .b32 a, b, c, d, high, off, more, polls;
                     shr.u32 high, $12, 8;
                     mov.b64 one, {$4, $5};
                     mov.b64 two, {$6, $7};
+                    mov.b32 polls, 0;
                     setp.ne.s32 late, 0, 0;
                     again:
                     @late ld.relaxed.gpu.global.v2.b64 {one, two}, [$8];
@@ -139,6 +144,9 @@ if not INTERPRETED:
                     or.b32 off, off, more;
                     and.b32 off, off, 255;
                     setp.ne.u32 late, off, 0;
+                    add.u32 polls, polls, 1;
+                    setp.gt.u32 lost, polls, 0x1000000;
+                    @lost trap;
                     @late bra again;
                     and.b32 $0, a, 0xffffff00;
                     and.b32 $1, b, 0xffffff00;

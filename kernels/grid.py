@@ -14,7 +14,7 @@ Counted before it ran, by `phases.count`: an iteration of SGP's networks (four h
 T = 8, 132 programs. It has 2·T·4 + 3 = 67 barriers, where design §5 counts 2·T·5 = 80 dependent layers: the narrow last
 layer of a network is computed again by every program that reads it. The floor takes a microsecond a barrier, and 64 bytes a
 cycle for what the busiest program of each phase reads. On an H200 a plan took 27, 57 and 79 ms for the first, third and last
-line: a phase takes some 7 µs, most of it one latency behind the other.
+line: a phase takes some 7 µs, most of it one latency behind the other. `relay` is without barriers, for fewer networks.
 
     width, problems     MFLOP    weights read    rows read    busiest program    floor     × 50 iterations
     256, 1                 20         11.5 MB       3.2 MB             0.9 MB     74 µs             3.7 ms

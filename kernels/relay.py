@@ -17,7 +17,7 @@ Every layer of every step has words of its own, which the next iteration writes 
 read them: a program goes on to publish only what it made of them, and who writes over them has waited for all of that.
 
 Networks are plain, and 16 columns a warp wide at least (`uncovered_by_relay`); products are of 16 bits. Written in Gluon,
-for sm_80 and later; `gluon_interpreted` says how it is tested without, with one program a group.
+for sm_90 and later; `gluon_interpreted` says how it is tested without, with one program a group.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.

@@ -190,7 +190,8 @@ def read(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.const
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
     if OP.norm_weight >= 0:
-        w, b = gl.load(net.vectors + OP.norm_weight + cols)[None, :], gl.load(net.vectors + OP.norm_bias + cols)[None, :]
+        FEW: tl.constexpr = ROWS * COLUMNS <= 256 * WARPS  # numbers of a thread: of many, there is no room for twice as many
+        vectors = _norm_vectors(net, cols, OP) if FEW else (cols, cols)
         h = _gathered(net.words, block, program, i, NET, ROWS)
         # In one pass: what cancels is less than the rounding of 16-bit products, unless a mean is a hundred deviations.
         total, squares = _row_sums(h, product(h, h), program)
@@ -200,7 +201,8 @@ def read(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.const
         hat = (h - mean[:, None]) * rstd[:, None]
         if COLUMNS > WIDTH:
             hat = gl.where((cols < WIDTH)[None, :], hat, 0.0)
-        h = hat * w + b
+        vectors = vectors if FEW else _norm_vectors(net, cols, OP)
+        h = hat * vectors[0][None, :] + vectors[1][None, :]
         if SAVE:
             gl.store(_moment(net, block, rows, i, NET, ROWS), rstd)
             gl.store(_saved(net, block, rows[:, None], cols[None, :], i, NET, ROWS), hat.to(net.saved.dtype.element_ty))
@@ -209,6 +211,11 @@ def read(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.const
         if SAVE and OP.saved >= 0:
             gl.store(_saved(net, block, rows[:, None], cols[None, :], i, NET, ROWS), h.to(net.saved.dtype.element_ty))
     _hand_on(activate(h, KIND, False), program)
+
+
+@jit
+def _norm_vectors(net, cols, OP: tl.constexpr):
+    return gl.load(net.vectors + OP.norm_weight + cols), gl.load(net.vectors + OP.norm_bias + cols)
 
 
 @jit

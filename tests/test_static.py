@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="triton has wheels for Linux only")
 
 from sgp_fast.bench.offline import COUNTED, compiling
 from sgp_fast.bench.rows import KernelRow
-from sgp_fast.bench.static import CHIPS, RING_STACK, RINGS, broken, launches, table
+from sgp_fast.bench.static import CHIPS, RELAY_STACK, RELAYS, RING_STACK, RINGS, broken, launches, table
 from sgp_fast.kernels.tiling import Tile
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +148,16 @@ def test_the_stack_of_ring_kernels_has_a_limit_of_its_own() -> None:
     assert "expected none" in " ".join(broken(replace(fine, kernel="plan_kernel", stack=8)))
 
 
+def test_relay_kernels_spill_where_their_weights_fill_the_registers_alone() -> None:
+    fine = replace(FINE, tile=None)
+    for (kernel, network), most in RELAY_STACK.items():
+        relay = replace(fine, kernel=kernel, network=network, stack=most, spills=2 if most else 0)
+        assert broken(relay) == []
+        assert f"{most + 8} bytes of stack" in " ".join(broken(replace(relay, stack=most + 8)))
+    found = {arch: sum(launch.kernel.startswith("relay") for launch in launches(arch)) for arch in CHIPS}
+    assert found == {80: 0, 90: len(RELAYS) + 1, 100: len(RELAYS) + 1}
+
+
 def test_ring_kernels_are_of_one_architecture() -> None:
     found = {arch: [launch.dtype for launch in launches(arch) if launch.kernel.startswith("ring")] for arch in CHIPS}
     assert found == {80: [], 90: ["bf16"] * len(RINGS) + ["fp16"] * 2, 100: []}
@@ -172,6 +182,8 @@ def test_a_matrix_kernel_and_the_pointwise_kernels_keep_their_limits(tmp_path: P
     assert all("kernel" in row["kernel"] for row in check(tmp_path, "--arch", "90", "--only", "layered"))
     assert len(check(tmp_path, "--arch", "90", "--only", "SRPO policy")) == 2
     assert len(check(tmp_path, "--arch", "90", "--only", "traced cost")) == 4
+    for row in check(tmp_path, "--arch", "90", "--only", "relay_kernel, 1 problems"):
+        assert row["instructions"]["HMMA"] and not row["stack"]
 
 
 @pytest.mark.slow

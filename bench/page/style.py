@@ -41,6 +41,7 @@ _RUNGS = {
     "fused:layered": ("sgp_teal", "D"),
     "fused:grid": ("sgp_teal", "v"),
     "fused:ring": ("sgp_dark", "v"),
+    "fused:relay": ("sgp_dark", "D"),
     "auto": ("ink", "o"),
     "mppi": ("sgp_teal", "o"),
     "mppi command": ("sgp_teal", "s"),

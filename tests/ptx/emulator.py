@@ -155,6 +155,10 @@ class Cta:
         self.report("stop", why)
         self.stopped = True
 
+    def trap(self, on: Any) -> None:
+        if self.every(on, bool).any():
+            raise Fault("a trap: the kernel stops itself")
+
     def report(self, kind: str, example: str = "") -> None:
         """Note a fault at the instruction that runs."""
         key = (kind, self.locations[self.at])

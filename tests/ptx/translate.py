@@ -439,6 +439,7 @@ _FAMILIES: dict[str, Callable[[Instruction], list[str] | None]] = {
     "ld": _load, "st": _store, "red": _reduce, "stmatrix": _stmatrix, "ldmatrix": _ldmatrix, "mma": _mma,
     "fence": _fence, "mbarrier": _mbarrier, "cp": _copy, "wgmma": _wgmma,
     "bar": lambda i: _always(i, "cta.barrier()") if i.opcode == "bar.sync" else None,
+    "trap": lambda i: [f"cta.trap({condition(i)})"],
     "elect": _elect, "shfl": _shuffle, "redux": _redux, "mov": _move, "cvta": _address_space, "setp": _set_predicate,
     "selp": _select, "not": _not, "cvt": _convert, "shl": _shift, "shr": _shift, "bfe": _bit_field, "prmt": _permute,
     **dict.fromkeys(LOGIC, _logic), **dict.fromkeys((*(n for n in FLOAT if "." not in n), "mad", "rem"), _arithmetic),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -138,7 +139,7 @@ def relays_for(networks: Mapping[str, Program], rows: int, device: torch.device)
     """Cuts of a bucket, the likeliest first, with as few problems a group as there are multiprocessors for; or none.
 
     A program has 16 columns of the narrowest layer, or 32, so that half as many read every word. With 64 its weights fill
-    more than its registers: that is for what would not fit otherwise.
+    more than its registers: that is for what would not fit otherwise. A row of 256 is little for eight warps.
     """
     if is_interpreted():
         return [Relay(min(ROWS, rows), 1)]
@@ -148,6 +149,8 @@ def relays_for(networks: Mapping[str, Program], rows: int, device: torch.device)
         fitting = [n for n in (1, 2, 4, 8) if -(-rows // n) * programs <= multiprocessors(device)]
         if fitting and (columns < OWN_COLUMNS[-1] or not found):
             found.append(Relay(fitting[0], programs))
+    if found and max(op.columns for net in networks.values() for op in net.operations[:-1]) <= 256:
+        found.insert(1, replace(found[0], warps=4))
     return list(dict.fromkeys(found))
 
 
@@ -161,13 +164,14 @@ def relay_plans(problem: Problem, planner: SGP, rows: int, device: torch.device,
 
 def name(relay: Relay) -> str:
     """What a cut is called."""
-    return f"{relay.problems} problems, {relay.programs} programs"
+    more = f", {relay.warps} warps" if relay.warps != Relay.warps else ""
+    return f"{relay.problems} problems, {relay.programs} programs{more}"
 
 
 def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
     """None where the regime serves, else what it does not cover."""
     if not _is_new_enough(device):
-        return "a device before sm_80"
+        return "a device before sm_90"
     if planner.product_dtype == torch.float32:
         return "products of float32"
     networks = networks_of(problem)
@@ -186,12 +190,12 @@ def networks_of(problem: Problem) -> dict[str, Program]:
 def check_device(device: torch.device) -> None:
     """Raises ValueError for a GPU that the kernel is not written for."""
     if not _is_new_enough(device):
-        raise ValueError("the relay regime is for sm_80 and later; use backend='fused', which takes another")
+        raise ValueError("the relay regime is for sm_90 and later; use backend='fused', which takes another")
 
 
 def _is_new_enough(device: torch.device) -> bool:
     """Whether the device is, or none at all, where kernels are interpreted or compiled ahead."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def _made_with(relay: Relay) -> Make:
