@@ -121,6 +121,7 @@ def relay_kernel(
         gl.allocate_shared_memory(gl.float32, [8, WARPS], plain(2)),
     )
     own = _own(scratch, pid, DYNAMICS, COST, PLAN)
+    steps = T - (moves != 0).to(gl.int32)  # x_T has no cost, and is wanted of a plan alone
     if group.leads:
         _give_controls(control_words, 1, search, group, PLAN, BOUNDING)
     for i in range(first, last):
@@ -146,13 +147,13 @@ def relay_kernel(
                 own.cost_saved, own.cost_moments,
             )  # fmt: skip
             gain = gl.load(gain_ptr + level)
-        _roll_out(dynamics, dynamics_net, scale_ptr, at, own, group, program, DYNAMICS, PLAN)
+        _roll_out(dynamics, dynamics_net, steps, scale_ptr, at, own, group, program, DYNAMICS, PLAN)
         thread_barrier()
         _costs_and_scores(
             cost, cost_net, score, score_net, gain, beta, at, search, own, group, program, COST, SCORE, PLAN
         )
         thread_barrier()
-        _pull_back(dynamics, dynamics_net, scale_ptr, at, search, own, group, program, DYNAMICS, PLAN)
+        _pull_back(dynamics, dynamics_net, steps, scale_ptr, at, search, own, group, program, DYNAMICS, PLAN)
         thread_barrier()
         if group.leads:
             LAYOUT: tl.constexpr = some(PROBLEMS, CHUNK, WARPS)
@@ -244,9 +245,9 @@ def _controls(group, PLAN: tl.constexpr):
 
 @jit
 def _roll_out(
-    model, net, scale_ptr, at, scratch, group, program, NET: tl.constexpr, PLAN: tl.constexpr
+    model, net, steps, scale_ptr, at, scratch, group, program, NET: tl.constexpr, PLAN: tl.constexpr
 ):
-    """States of all steps."""
+    """States behind so many steps, and what costs are of."""
     RELAY: tl.constexpr = PLAN[0]
     T: tl.constexpr = PLAN[1]
     NX: tl.constexpr = PLAN[2]
@@ -263,7 +264,7 @@ def _roll_out(
     w, scale = first_weights(net, program, NET, RELAY), _column(scale_ptr, cols, NX)
     b, inv_k = _column(model.b, cols, NX + NU), _column(model.inv_k, cols, NX + NU)
     u = gl.load(scratch.controls + rows * PLAN[4] + cols - NX, mask=is_u, other=0.0)
-    for t in range(T):
+    for t in range(steps):
         z = x + u
         gl.store(scratch.inputs + (t * ROWS + rows) * COLUMNS + cols, z, mask=rows < ROWS)
         begin(w, (z - b) * inv_k, net, t, program, NET, ROWS, RELAY)
@@ -276,6 +277,8 @@ def _roll_out(
             gl.store(place, h.to(net.saved.dtype.element_ty), mask=rows < ROWS)
         x = gl.where(is_x, x + scale * activate(h, KIND, False), 0.0)
         gl.store(at.x + (problem * (T + 1) + t + 1) * NX + cols, x, mask=is_x & group.leads)
+    if steps < T:
+        gl.store(scratch.inputs + (steps * ROWS + rows) * COLUMNS + cols, x + u, mask=rows < ROWS)
 
 
 @jit
@@ -343,9 +346,9 @@ def _costs_and_scores(
 
 @jit
 def _pull_back(
-    model, net, scale_ptr, at, search, scratch, group, program, NET: tl.constexpr, PLAN: tl.constexpr
+    model, net, steps, scale_ptr, at, search, scratch, group, program, NET: tl.constexpr, PLAN: tl.constexpr
 ):
-    """Costates, and the gradient in the controls, of all steps from the last."""
+    """Costates, and the gradient in the controls, from the last step on, by the dynamics of so many."""
     RELAY: tl.constexpr = PLAN[0]
     T: tl.constexpr = PLAN[1]
     NX: tl.constexpr = PLAN[2]
@@ -355,14 +358,14 @@ def _pull_back(
     KIND: tl.constexpr = NET.operations[LAST].activation
     COLUMNS: tl.constexpr = NET.columns
     problem, inside, rows, cols = _problems(group, COLUMNS, ROWS)
-    is_x = inside & (cols < NX)
-    is_u = inside & (cols >= NX) & (cols < NX + NU)
     costate = gl.zeros([COLUMNS, 8], gl.float32, layout=columns_of_rows(COLUMNS, gl.num_warps()))
-    gl.store(at.costate + (problem * (T + 1) + T) * NX + cols, costate, mask=is_x & group.leads)
+    gl.store(at.costate + (problem * (T + 1) + T) * NX + cols, costate, mask=inside & (cols < NX) & group.leads)
+    if steps < T:
+        costate = _keep_gradient(_pull(T - 1, scratch, rows, cols, PLAN, COLUMNS), T - 1, at, search, group, COLUMNS, PLAN)
     w, scale = last_weights_turned(net, program, NET, RELAY), _column(scale_ptr, cols, NX)
     inv_k = _column(model.inv_k, cols, NX + NU)
-    for j in range(T):
-        t = T - 1 - j
+    for j in range(steps):
+        t = steps - 1 - j
         seed = scale * costate
         if NET.operations[LAST].saved >= 0:
             place = net.saved + (t * NET.saved + NET.operations[LAST].saved) * ROWS + rows * COLUMNS + cols
@@ -371,11 +374,31 @@ def _pull_back(
         begin_backward(w, seed, net, t, program, NET, ROWS, RELAY)
         for k in gl.static_range(LAST - 1):
             backward(net, t, t + 1, program, LAST - 1 - k, NET, ROWS, RELAY)
-        pull = gl.load(scratch.pull + (t * ROWS + rows) * COLUMNS + cols, mask=rows < ROWS, other=0.0)
-        grad = input_gradient(input_weights(net, NET), net, t, program, NET, ROWS) * inv_k + costate + pull
-        gl.store(search.grad_u + (problem * T + t) * NU + cols - NX, grad, mask=is_u & group.leads)
-        costate = gl.where(is_x, grad, 0.0)
-        gl.store(at.costate + (problem * (T + 1) + t) * NX + cols, costate, mask=is_x & group.leads)
+        costate += _pull(t, scratch, rows, cols, PLAN, COLUMNS)
+        costate += input_gradient(input_weights(net, NET), net, t, program, NET, ROWS) * inv_k
+        costate = _keep_gradient(costate, t, at, search, group, COLUMNS, PLAN)
+
+
+@jit
+def _pull(t, scratch, rows, cols, PLAN: tl.constexpr, COLUMNS: tl.constexpr):
+    """What the cost and the score of step t pull at (x, u)."""
+    ROWS: tl.constexpr = PLAN[0].problems
+    return gl.load(scratch.pull + (t * ROWS + rows) * COLUMNS + cols, mask=rows < ROWS, other=0.0)
+
+
+@jit
+def _keep_gradient(grad, t, at, search, group, COLUMNS: tl.constexpr, PLAN: tl.constexpr):
+    """The costate at step t, of the whole gradient in (x, u); the first program writes both down."""
+    T: tl.constexpr = PLAN[1]
+    NX: tl.constexpr = PLAN[2]
+    NU: tl.constexpr = PLAN[3]
+    ROWS: tl.constexpr = PLAN[0].problems
+    problem, inside, rows, cols = _problems(group, COLUMNS, ROWS)
+    is_x, is_u = inside & (cols < NX), inside & (cols >= NX) & (cols < NX + NU)
+    gl.store(search.grad_u + (problem * T + t) * NU + cols - NX, grad, mask=is_u & group.leads)
+    costate = gl.where(is_x, grad, 0.0)
+    gl.store(at.costate + (problem * (T + 1) + t) * NX + cols, costate, mask=is_x & group.leads)
+    return costate
 
 
 @jit
