@@ -98,7 +98,7 @@ GRIDS = (
 # Problems, warps and pinned tiles of a program of the ring regime, and its bytes of stack at most: with 64 rows a product's
 # sums and what the adjoint kept of them fill the registers, and a few sums and addresses go to local memory.
 RINGS = {
-    (1, 8, 0): 0, (1, 16, 0): 16, (1, 8, 2): 0, (4, 8, 2): 16,
+    (1, 8, 0): 0, (1, 16, 0): 112, (1, 8, 2): 0, (4, 8, 2): 16,
     (8, 8, 0): 144, (16, 8, 0): 144, (64, 8, 0): 144, (64, 16, 0): 320,
 }  # fmt: skip
 # Width, problems, programs of a group and warps of the relay regime, and its bytes of stack at most: 64 columns a program at

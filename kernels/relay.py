@@ -121,7 +121,9 @@ def relay_kernel(
         gl.allocate_shared_memory(gl.float32, [8, WARPS], plain(2)),
     )
     own = _own(scratch, pid, DYNAMICS, COST, PLAN)
-    steps = T - (moves != 0).to(gl.int32)  # x_T has no cost, and is wanted of a plan alone
+    steps = T
+    if T > 1:  # words of the dynamics part those of one iteration's costs from the next one's
+        steps = T - (moves != 0).to(gl.int32)  # x_T has no cost, and is wanted of a plan alone
     if group.leads:
         _give_controls(control_words, 1, search, group, PLAN, BOUNDING)
     for i in range(first, last):
@@ -319,7 +321,8 @@ def _costs_and_scores(
         value = gl.where(outputs == 0, activate(h, KIND, False), 0.0)
         value = gl.convert_layout(gl.sum(value, 0), gl.SliceLayout(0, columns_of_rows(COLUMNS, gl.num_warps())))[None, :]
         gl.store(search.running + problem * T + step + cols * 0, value + cols * 0.0, mask=inside & group.leads & (cols == 0))
-        seed = activate_vjp(gl.where(outputs == 0, 1.0, h * 0.0), h, KIND)
+        zeros = gl.zeros([COST.out_columns, 8], gl.float32, layout=columns_of_rows(COST.out_columns, gl.num_warps()))
+        seed = gl.where(outputs == 0, activate_vjp(zeros + 1.0, h, KIND), 0.0)  # what is padding may be NaN
         begin_backward(turned, seed, net, block, program, COST, 8, RELAY)
     if SCORE is not None:
         SCORE_KIND: tl.constexpr = SCORE.operations[SCORE_LAST].activation
@@ -370,7 +373,7 @@ def _pull_back(
         if NET.operations[LAST].saved >= 0:
             place = net.saved + (t * NET.saved + NET.operations[LAST].saved) * ROWS + rows * COLUMNS + cols
             h = gl.load(place, mask=rows < ROWS, other=0.0).to(gl.float32)
-            seed = activate_vjp(seed, h, KIND)
+            seed = gl.where(cols < NX, activate_vjp(seed, h, KIND), 0.0)
         begin_backward(w, seed, net, t, program, NET, ROWS, RELAY)
         for k in gl.static_range(LAST - 1):
             backward(net, t, t + 1, program, LAST - 1 - k, NET, ROWS, RELAY)

@@ -30,8 +30,8 @@ import triton.language as tl
 
 from .gluon import INTERPRETED, fence_async_shared, gl, jit, mbarrier, opaque, thread_barrier
 from .ring_network import Net, backward, forward, keep_condition, vectors_of
-from .ring_tiles import barriers, controls, ends, shared, sums, tiles_of_iteration
-from .ring_weights import Weights, copy, pin, tile_at
+from .ring_tiles import barriers, controls, ends, shared, sums
+from .ring_weights import Weights, copy, pin, tile_at, tiles_of_iteration
 from .update import control_of, update_rows
 
 
@@ -94,7 +94,10 @@ def ring_kernel(
         mbarrier.init(ready.index(j), count=1)
     fence_async_shared()
     thread_barrier()
-    start = Weights(tiles, slots, ready, 0, first < last)
+    steps = T
+    if T > 1 and FEW < 64:  # of 64 rows it would be a twentieth of the work, and registers are short there
+        steps = T - (moves != 0).to(gl.int32)  # x_T has no cost, and is wanted of a plan alone
+    start = Weights(tiles, slots, ready, 0, first + 1 < last, steps)
     pin(start, 0, first < last, PLAN)
     AHEAD: tl.constexpr = RING.in_turn - 1
     for j in gl.static_range(AHEAD):
@@ -107,7 +110,7 @@ def ring_kernel(
         score_vectors = vectors_of(score.vectors, SCORE)
     passed = 0
     for i in range(first, last):
-        ring = Weights(tiles, slots, ready, passed, i + 1 < last)
+        ring = Weights(tiles, slots, ready, passed, i + 1 < last, steps)
         own = _own(scratch, pid, DYNAMICS, COST, PLAN)
         n = _roll_out(
             dynamics, dynamics_vectors, scale_ptr, at, search, own, block, y, ring, DYNAMICS, PLAN, NX, NU, BOUNDING
@@ -134,7 +137,7 @@ def ring_kernel(
             BOUNDING, CHANGE, HISTORY,
         )  # fmt: skip
         thread_barrier()
-        passed += tiles_of_iteration(PLAN[0], T, RING)
+        passed += tiles_of_iteration(steps, PLAN)
 
 
 @jit
@@ -155,7 +158,7 @@ def _roll_out(
     model, vectors, scale_ptr, at, search, scratch, block, y, ring, NET: tl.constexpr, PLAN: tl.constexpr, NX: tl.constexpr,
     NU: tl.constexpr, BOUNDING: tl.constexpr,
 ):  # fmt: skip
-    """States of all steps; the count of tiles behind them."""
+    """States behind the steps of this iteration; the count of tiles behind them."""
     T: tl.constexpr = PLAN[1]
     ROWS: tl.constexpr = PLAN[2].few
     COLUMNS: tl.constexpr = NET.columns
@@ -165,7 +168,7 @@ def _roll_out(
     x = gl.load(at.x0 + problem[:, None] * NX + cols[None, :], mask=is_x, other=0.0)
     gl.store(at.x + (problem * (T + 1))[:, None] * NX + cols[None, :], x, mask=is_x)
     n = 0
-    for t in range(T):
+    for t in range(ring.steps):
         problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         z = x + _controls(search, problem, step, inside, cols, NX, NU, T, BOUNDING)
         saved, moments = scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments)
@@ -222,32 +225,46 @@ def _pull_back(
     model, vectors, scale_ptr, at, search, scratch, block, y, ring, n, NET: tl.constexpr, PLAN: tl.constexpr,
     NX: tl.constexpr, NU: tl.constexpr,
 ):  # fmt: skip
-    """Costates, and the gradient in the controls, of all steps from the last."""
+    """Costates, and the gradient in the controls, from the last step on."""
     T: tl.constexpr = PLAN[1]
     ROWS: tl.constexpr = PLAN[2].few
-    PROBLEMS: tl.constexpr = PLAN[2].problems
     COLUMNS: tl.constexpr = NET.columns
     LAYOUT: tl.constexpr = sums(ROWS, COLUMNS, gl.num_warps())
     problem, step, inside, cols = _rows(block, T - 1, ROWS, 1, PLAN, COLUMNS, LAYOUT)
     costate = gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT)
     is_x = inside[:, None] & (cols < NX)[None, :]
     gl.store(at.costate + (problem * (T + 1) + T)[:, None] * NX + cols[None, :], costate, mask=is_x)
-    for j in range(T):
-        t = T - 1 - j
+    if ring.steps < T:
+        costate = _keep_gradient(costate, T - 1, at, search, scratch, block, COLUMNS, PLAN, NX, NU)
+    for j in range(ring.steps):
+        t = ring.steps - 1 - j
         saved, moments = scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments)
         net = Net(vectors, saved, moments, block.room, block.zero)
         problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
         scaled = _row(scale_ptr, cols, NX) * costate
         pulled, n = backward(scaled, y, ring, n, net, NET, ROWS, PLAN, PLAN[2].pinned)
         problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)
-        is_x = inside[:, None] & (cols < NX)[None, :]
-        place = (t * PROBLEMS + (problem - block.first).to(gl.int32))[:, None] * COLUMNS + cols[None, :]
-        grad = gl.load(scratch.pull + place, mask=inside[:, None] & (cols < COLUMNS)[None, :], other=0.0)
-        grad += _row(model.inv_k, cols, NX + NU) * pulled + costate
-        is_u = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
-        gl.store(search.grad_u + ((problem * T + t)[:, None] * NU + cols[None, :] - NX), grad, mask=is_u)
-        costate = gl.where(is_x, grad, 0.0)
-        gl.store(at.costate + (problem * (T + 1) + t)[:, None] * NX + cols[None, :], costate, mask=is_x)
+        costate += _row(model.inv_k, cols, NX + NU) * pulled
+        costate = _keep_gradient(costate, t, at, search, scratch, block, COLUMNS, PLAN, NX, NU)
+
+
+@jit
+def _keep_gradient(
+    later, t, at, search, scratch, block, COLUMNS: tl.constexpr, PLAN: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr
+):
+    """The costate at step t, of the gradient in (x, u) of what comes later and the pull of the step itself."""
+    T: tl.constexpr = PLAN[1]
+    PROBLEMS: tl.constexpr = PLAN[2].problems
+    LAYOUT: tl.constexpr = sums(PLAN[2].few, COLUMNS, gl.num_warps())
+    problem, step, inside, cols = _rows(block, t, PLAN[2].few, 1, PLAN, COLUMNS, LAYOUT)
+    is_x = inside[:, None] & (cols < NX)[None, :]
+    is_u = inside[:, None] & ((cols >= NX) & (cols < NX + NU))[None, :]
+    place = (t * PROBLEMS + (problem - block.first).to(gl.int32))[:, None] * COLUMNS + cols[None, :]
+    grad = later + gl.load(scratch.pull + place, mask=inside[:, None] & (cols < COLUMNS)[None, :], other=0.0)
+    gl.store(search.grad_u + ((problem * T + t)[:, None] * NU + cols[None, :] - NX), grad, mask=is_u)
+    costate = gl.where(is_x, grad, 0.0)
+    gl.store(at.costate + (problem * (T + 1) + t)[:, None] * NX + cols[None, :], costate, mask=is_x)
+    return costate
 
 
 @jit

@@ -153,10 +153,14 @@ def ends(dynamics, score, cost):
 
 
 @triton.constexpr_function
-def tiles_of_iteration(ends, horizon, ring):
-    """That go through the ring."""
-    costs = -(-horizon // ring.steps) * (ends[1] - ends[0])
-    return horizon * (ends[0] + ends[2] - ends[1] - 2 * ring.pinned) + costs
+def tiles_of_step(ends, ring):
+    """That go through the ring for a step of the dynamics, forward and backward."""
+    return ends[0] + ends[2] - ends[1] - 2 * ring.pinned
+
+
+@triton.constexpr_function
+def tiles_of_costs(ends, horizon, ring):
+    return -(-horizon // ring.steps) * (ends[1] - ends[0])
 
 
 @triton.constexpr_function

@@ -29,8 +29,9 @@ from .ring_tiles import (
     products,
     shared,
     sums,
-    tiles_of_iteration,
+    tiles_of_costs,
     tiles_of_operation,
+    tiles_of_step,
 )
 
 
@@ -39,6 +40,7 @@ class Weights(NamedTuple):
 
     passed  tiles that went through the ring in the iterations before
     more    whether an iteration follows
+    steps   of the dynamics in an iteration
     """
 
     tiles: Any
@@ -46,6 +48,7 @@ class Weights(NamedTuple):
     ready: Any
     passed: Any
     more: Any
+    steps: Any
 
 
 @jit
@@ -75,18 +78,23 @@ def copy(ring, at, slot, there):
 def tile_at(ring, m, PLAN: tl.constexpr):
     """Which tile is the m-th in turn from this iteration's first on, and whether there is one."""
     ENDS: tl.constexpr = PLAN[0]
-    T: tl.constexpr = PLAN[1]
     PINNED: tl.constexpr = PLAN[2].pinned
-    ALL: tl.constexpr = tiles_of_iteration(ENDS, T, PLAN[2])
     A: tl.constexpr = ENDS[0]
     B: tl.constexpr = ENDS[1]
     FORWARD: tl.constexpr = A - PINNED
     BACKWARD: tl.constexpr = ENDS[2] - B - PINNED
-    there = (m < ALL) | ring.more
-    m = gl.where(m < ALL, m, m - ALL)
-    of_costs, of_adjoint = m - T * FORWARD, m - (ALL - T * BACKWARD)
+    everything = tiles_of_iteration(ring.steps, PLAN)
+    there = (m < everything) | ring.more
+    m = gl.where(m < everything, m, m - everything)
+    of_costs, of_adjoint = m - ring.steps * FORWARD, m - (everything - ring.steps * BACKWARD)
     at = gl.where(of_costs < 0, PINNED + m % FORWARD, A + of_costs % (B - A))
     return gl.where(of_adjoint < 0, at, B + PINNED + of_adjoint % BACKWARD), there
+
+
+@jit
+def tiles_of_iteration(steps, PLAN: tl.constexpr):
+    """That go through the ring, with so many steps of the dynamics."""
+    return steps * tiles_of_step(PLAN[0], PLAN[2]) + tiles_of_costs(PLAN[0], PLAN[1], PLAN[2])
 
 
 @jit

@@ -381,6 +381,29 @@ def test_programs_that_read_and_are_not_waited_for_are_caught(P: int) -> None:
     assert wrong(to_nobody, watched=False) == "waits for ever"
 
 
+def test_the_kernel_says_what_was_checked() -> None:
+    """A word is one access, relaxed and never cached; an iteration has a stamp, a phase has a slot, and memory begins at 0.
+
+    The update gives the controls of the iteration behind it that one's stamp.
+    """
+    root = Path(__file__).parents[2]
+
+    def said(name: str) -> str:
+        return (root / name).read_text(encoding="utf-8")
+
+    exchange, relay = said("kernels/exchange.py"), said("kernels/relay.py")
+    assert "@on st.relaxed.gpu.global.b64 [$2], word;" in exchange and "@late bra again;" in exchange
+    for words in ("b64 word,", "v2.b64 {one, two},"):
+        assert exchange.count(f"ld.relaxed.gpu.global.{words}") == 2, words  # at first, and while they are late
+    for other in ("v2.b32", ".nc", "gl.load(", "gl.store("):
+        assert other not in exchange, other
+    assert "Program(number, i - first + 1, y, room)" in relay
+    assert "_give_controls(control_words, 1, search" in relay
+    assert "_give_controls(control_words, program.stamp + 1, search" in relay
+    assert "words + (block * ALL + BEFORE) * ROWS" in said("kernels/relay_network.py")
+    assert "self.scratch.words.zero_()" in said("sgp_fast/backends/fused/relay.py")
+
+
 @needs_spin
 @pytest.mark.parametrize(("P", "N", "variant"), [(3, 3, []), (3, 3, ["-DEVERYONE"]), (4, 2, [])])
 def test_spin_finds_nothing(P: int, N: int, variant: list[str], tmp_path: Path) -> None:

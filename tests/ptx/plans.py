@@ -1,6 +1,6 @@
-"""Whole plans of the ring regime, whose kernels are compiled for sm_90 and emulated.
+"""Whole plans of the regimes that are written in Gluon, whose kernels are compiled for sm_90 and emulated.
 
-    python -m tests.ptx.plans '{"width": 64, "problems": 1}'
+    python -m tests.ptx.plans '{"width": 64}' '{"regime": "relay", "programs": 4, "width": 128, "schedule": "last"}'
 
 prints what was found in each plan that is given, as a line of JSON. The process must be one without TRITON_INTERPRET.
 """
@@ -12,35 +12,44 @@ import random
 import sys
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from sgp_fast import SGP, Dynamics, LearnedCost, Plan, Score
+from sgp_fast import SGP, Dynamics, LearnedCost, Plan, Score, Status
 from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.packed import PackedProblem
+from sgp_fast.backends.fused.relay import RelayPlan
 from sgp_fast.backends.fused.ring import RingPlan
 from sgp_fast.backends.fused.work import PlanWork
 from sgp_fast.kernels.network import Layer, NetworkSpec
+from sgp_fast.kernels.relay_tiles import Relay
 from sgp_fast.solving import job_of
 from tests import cases
 from tests.cases import Case, planner
-from tests.fused.test_fused import hold, plan
+from tests.fused.test_fused import equal, hold, plan
 from tests.fused.test_grid import problem
 from tests.ptx.launching import Found, emulating
+from tests.ptx.schedules import Schedule
 
 ACTIVATIONS: list[Any] = ["relu", "elu", "silu", "tanh", "mish", "identity"]
+WIDTHS = {"ring": [3, 16, 40, 64, 70, 128, 130, 200, 256], "relay": [70, 100, 128, 130, 200, 256, 300]}
 
 
 @dataclass(frozen=True)
 class Emulated:
-    """A plan to be emulated: a learned problem, and how the ring regime divides it.
+    """A plan to be emulated: a learned problem, and how the regime divides it.
 
-    seed     draws the networks and the sizes of states and controls, if it is given; `width` and `hidden` are not used then
-    slices   iterations at which another launch goes on
-    changes  what is replaced in the compiled PTX before it runs: a regular expression, and what stands there instead
+    seed      draws the networks and the sizes of states and controls, if it is given; `width` and `hidden` are not used then
+    problems  of a program of the ring, or of a group of the relay, which has so many `programs`
+    pinned    of the ring alone
+    bad       problems whose start is no number: the others are held, bit for bit, to the plan in which all are good
+    slices    iterations at which another launch goes on
+    schedule  by which the programs of a launch take turns
+    changes   what is replaced in the compiled PTX before it runs: a regular expression, and what stands there instead
     """
 
+    regime: Literal["ring", "relay"] = "ring"
     precision: str = "float16"
     scored: str | None = "score"
     width: int = 64
@@ -54,9 +63,12 @@ class Emulated:
     control_change: float = 0.0
     clip: float | None = None
     problems: int = 1
+    programs: int = 1
     warps: int = 8
     pinned: int = 0
+    bad: tuple[int, ...] = ()
     slices: tuple[int, ...] = ()
+    schedule: Schedule = "in turn"
     changes: tuple[str, str] | None = None
 
 
@@ -68,29 +80,42 @@ def emulated(given: Emulated) -> Found:
         "clip_gradient": given.clip, "record_cost": True, "keep_moments": True, "beta": (0.6, 0.1),
         "step_size": given.step_size,
     }  # fmt: skip
+    settings = planner(horizon=given.horizon, precision=given.precision, **options)
+    found, ours = _planned(given, case, settings)
+    if given.bad:
+        _, calm = _planned(replace(given, bad=(), changes=None), case, settings)
+        found.wrong = _disturbance(ours, calm, given.bad)
+    else:
+        eager, exact = (plan(case, "eager", precision, **options) for precision in (given.precision, "float64"))
+        found.wrong = _difference(ours, eager, exact, given.precision)
+    return found
 
-    def make(packed: PackedProblem, settings: SGP, buffers: Buffers, settled: int) -> RingPlan:
-        made = RingPlan(packed, settings, buffers, settled, given.problems, given.warps, given.pinned)
+
+@torch.no_grad()
+def _planned(given: Emulated, case: Case, settings: SGP) -> tuple[Found, Plan]:
+    def make(packed: PackedProblem, settings: SGP, buffers: Buffers, settled: int) -> RingPlan | RelayPlan:
+        if given.regime == "ring":
+            made = RingPlan(packed, settings, buffers, settled, given.problems, given.warps, given.pinned)
+        else:
+            relay = Relay(given.problems, given.programs, given.warps)
+            made = RelayPlan(packed, settings, buffers, settled, relay)
         named = ["x", "costate", "grad_u", "running", "terminal"]
         named += ["score"] * (packed.score is not None) + ["change"] * (packed.control_change > 0)
         for tensor in (*made.workspace, *(getattr(buffers, name) for name in named)):
             tensor.fill_(float("nan"))
         return made
 
-    settings = planner(horizon=given.horizon, precision=given.precision, **options)
     job = replace(job_of(case.problem, settings, case.x0, goal=case.goal), u=case.u.float().clone())
-    with torch.no_grad(), emulating(given.changes) as found:
+    with emulating(given.changes, given.schedule) as found:
         work = PlanWork(case.problem, job, given.batch, torch.device("cpu"), make)
         work.load_job(job)
+        work.buffers.x0[list(given.bad)] = float("nan")
         work.begin()
         for first, last in pairwise((0, *given.slices, given.iterations)):
             work.iterate(first, last)
         work.evaluate(settled=True)
         work.conclude()
-        ours = work.results(given.batch)
-    eager, exact = (plan(case, "eager", precision, **options) for precision in (given.precision, "float64"))
-    found.wrong = _difference(ours, eager, exact, given.precision)
-    return found
+    return found, work.results(given.batch)
 
 
 def _case(given: Emulated) -> Case:
@@ -103,18 +128,19 @@ def _case(given: Emulated) -> Case:
 
 
 def _drawn(case: Case, given: Emulated, draw: random.Random) -> Case:
-    """The case with other networks, of any width, activation, norm and condition that the ring regime covers."""
+    """The case with other networks, of any width, activation, norm and condition that the regime covers."""
     nx, nu = draw.choice([1, 3, 5, 17, 60, 100]), draw.choice([1, 2, 6, 20])
 
     def network(outputs: int, levels: int = 0) -> NetworkSpec:
-        widths, layers = [3, 16, 40, 64, 70, 128, 130, 200, 256], []
+        widths, layers = WIDTHS[given.regime], []
         conditioned = draw.choice(widths)  # one width for all of them
         for i in range(draw.randint(1, 3)):
             condition: Any = draw.choice(["multiply", "add"]) if levels and (i == 0 or draw.random() < 0.6) else "none"
             width = draw.choice(widths) if condition == "none" else conditioned
             layers.append(Layer(width, draw.choice(ACTIVATIONS), norm=draw.random() < 0.5, condition=condition))
         head: Any = draw.choice(["identity", "identity", "tanh", "elu"])
-        return NetworkSpec(nx + nu, (*layers, Layer(outputs, head, norm=draw.random() < 0.2)), levels=levels)
+        norm = draw.random() < 0.2 and given.regime == "ring"
+        return NetworkSpec(nx + nu, (*layers, Layer(outputs, head, norm=norm)), levels=levels)
 
     def part(kind: Any, spec: NetworkSpec, key: int, *rest: Any, **named: Any) -> Any:
         return kind(cases.module(spec, key), cases.normalizer(nx + nu, key), *rest, **named)
@@ -131,6 +157,16 @@ def _drawn(case: Case, given: Emulated, draw: random.Random) -> Case:
     x0 = torch.randn(given.batch, nx, generator=numbers, dtype=torch.float64)
     u = 0.3 * torch.randn(given.batch, given.horizon, nu, generator=numbers, dtype=torch.float64)
     return replace(case, problem=drawn, x0=x0, u=u, goal=None)
+
+
+def _disturbance(ours: Plan, calm: Plan, bad: tuple[int, ...]) -> str:
+    """What is wrong with a plan of some bad problems, beside that of good ones alone."""
+    good = torch.tensor([row for row in range(len(ours.u)) if row not in bad])
+    try:
+        equal(ours.select(good), calm.select(good))
+    except AssertionError as error:
+        return str(error) or "other numbers"
+    return "" if (ours.status[list(bad)] == Status.DIVERGED).all() else "a bad problem has not diverged"
 
 
 def _difference(ours: Plan, eager: Plan, exact: Plan, precision: str) -> str:

@@ -1,0 +1,131 @@
+"""The compiled relay kernel plans as the eager planner does, its programs in any order, with nothing that goes well by luck.
+
+Tests here run with Triton's interpreter, which compiles nothing; so each compiles and emulates in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="triton has wheels for Linux only")
+
+from tests.test_static import python
+
+slow = pytest.mark.slow
+RELAY: dict[str, Any] = {"regime": "relay", "width": 128, "horizon": 2, "programs": 4}
+ORDERS = ["in turn", "first", "last", 0]
+
+PLANS: dict[str, list[dict[str, Any]]] = {
+    "one problem": [RELAY | {"schedule": order} for order in ORDERS],
+    "two groups of two problems, bounded by tanh": [
+        RELAY | {"programs": 8, "problems": 2, "batch": 3, "iterations": 1, "bounding": "tanh", "schedule": order}
+        for order in ("last", 1)
+    ],
+    "eight problems in bfloat16": [
+        RELAY | {"programs": 2, "problems": 8, "batch": 8, "precision": "bfloat16", "step_size": 0.0, "schedule": "first"}
+    ],
+    "four warps over a long horizon": [
+        RELAY | {"warps": 4, "horizon": 9, "iterations": 1, "scored": "noise", "control_change": 0.3, "schedule": 2}
+    ],
+    "a launch an iteration": [
+        RELAY | {"scored": None, "slices": [1, 2], "iterations": 3, "bounding": "none", "clip": 0.5, "schedule": "last"}
+    ],
+    "two problems of four that diverge": [
+        RELAY | {"problems": 4, "batch": 4, "iterations": 1, "scored": None, "bad": [0, 2], "schedule": "last"}
+    ],
+    "one problem and one program": [RELAY | {"programs": 1, "horizon": 1}],
+}
+
+# What the PTX is changed to, and what must be said of it; nothing, where the plan is wrong instead.
+WRONG = {
+    "stamps that are one ahead": (r"and\.b32 mark, (%r\d+), 255;", r"add.u32 mark, \1, 1; and.b32 mark, mark, 255;", "deadlock"),
+    "a program that publishes nothing": (r"setp\.ne\.s32 on, %r\d+, 0", "setp.ne.s32 on, %ctaid.x, 0", "deadlock"),
+    "words written by ordinary stores": (
+        r"st\.relaxed\.gpu\.global",
+        "st.global",
+        "word read of what another program wrote otherwise",
+    ),
+    "words read by ordinary loads": (r"ld\.relaxed\.gpu\.global", "ld.global", "read of what another program wrote"),
+    "half of each word": (r"(st\.relaxed\.gpu\.global)\.b64 (\[%rd\d+\]), word", r"\1.b32 \2, a", ""),
+    "words that are not waited for": (r"@late bra again;", "", ""),
+    "no patience": (r"(setp\.gt\.u32 lost, polls, )\w+", r"\g<1>1", "a trap: the kernel stops itself"),
+    "no barriers": (r"bar\.sync[^;]*;", "", "RAW in shared memory"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated programs are given tensors in the CPU's memory, where there is a GPU too."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def found(*plans: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was found in each of the plans (`plans.Found`)."""
+    done = python("-m", "tests.ptx.plans", *map(json.dumps, plans))
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def right(*plans: dict[str, Any]) -> None:
+    for given, made in zip(plans, found(*plans), strict=True):
+        assert not made["faults"] and not made["wrong"], (given, made)
+        assert made["launches"] and made["counts"]["products"] and made["counts"]["barriers"], (given, made)
+
+
+def test_small_plans() -> None:
+    right(*(given for plans in PLANS.values() for given in plans))
+
+
+def test_what_is_wrong_is_reported() -> None:
+    changed = [RELAY | {"iterations": 1, "changes": [pattern, instead]} for pattern, instead, _ in WRONG.values()]
+    for (what, (*_, said)), made in zip(WRONG.items(), found(*changed), strict=True):
+        reported = any(said in fault or said in example for fault, (_, example) in made["faults"].items())
+        assert reported if said else made["wrong"], (what, made)
+
+
+@slow
+@pytest.mark.parametrize("schedule", [*ORDERS, *range(1, 5)])
+def test_two_groups_in_any_order(schedule: str | int) -> None:
+    shared = RELAY | {"problems": 2, "batch": 3, "horizon": 3, "iterations": 3, "step_size": 0.0, "schedule": schedule}
+    right(shared | {"programs": 8}, shared | {"programs": 2, "warps": 4})
+
+
+@slow
+def test_more_stamps_than_a_byte_holds() -> None:
+    right(RELAY | {"scored": None, "hidden": 1, "programs": 2, "horizon": 1, "iterations": 258, "step_size": 0.0})
+
+
+def drawn(seed: int) -> dict[str, Any]:
+    """A plan of any shape."""
+    draw = random.Random(seed)
+    problems = draw.choice([1, 1, 2, 4, 8])
+    return RELAY | {
+        "seed": seed, "problems": problems, "programs": draw.choice([1, 2, 4, 8]),
+        "batch": draw.choice([1, problems, problems + 1, max(1, problems - 1)]),
+        "precision": draw.choice(["float16", "bfloat16"]), "warps": draw.choice([8, 8, 4]),
+        "horizon": draw.choice([1, 2, 3, 5, 8, 9] if problems < 4 else [1, 2, 3]), "iterations": draw.choice([1, 2, 3]),
+        "step_size": 0.0, "bounding": draw.choice(["none", "project", "tanh"]),
+        "control_change": draw.choice([0.0, 0.0, 0.3]), "scored": draw.choice([None, "score", "noise", "unconditioned"]),
+        "clip": draw.choice([None, 0.5]), "schedule": draw.choice([*ORDERS, 1, 2]),
+    }  # fmt: skip
+
+
+@slow
+@pytest.mark.parametrize("seed", range(8))
+def test_plans_of_any_shape(seed: int) -> None:
+    right(drawn(seed))
+
+
+@slow
+@pytest.mark.parametrize(
+    ("width", "problems", "programs", "warps"), [(256, 1, 16, 8), (256, 8, 16, 4), (1024, 1, 64, 8), (1024, 1, 32, 8)]
+)
+def test_the_published_shape(width: int, problems: int, programs: int, warps: int) -> None:
+    right(RELAY | {
+        "width": width, "hidden": 4, "problems": problems, "programs": programs, "warps": warps, "batch": problems,
+        "horizon": 2, "iterations": 1, "step_size": 0.0,
+    })  # fmt: skip
