@@ -295,6 +295,7 @@ def _costs_and_scores(
     PROBLEMS: tl.constexpr = RELAY.problems
     COLUMNS: tl.constexpr = COST.columns
     BLOCKS: tl.constexpr = RELAY.blocks(T)
+    OUT: tl.constexpr = COST.out_columns
     LAST: tl.constexpr = len(COST.operations) - 1
     KIND: tl.constexpr = COST.operations[LAST].activation
     SCORE_LAST: tl.constexpr = 0 if SCORE is None else len(SCORE.operations) - 1
@@ -316,13 +317,13 @@ def _costs_and_scores(
     w, turned = last_weights(net, COST), last_weights_turned(net, program, COST, RELAY)
     for block in range(BLOCKS):
         h = output(w, net, block, program, COST, 8, True)
-        _, _, _, _, outputs = _steps(group, block, COST.out_columns, PLAN)
+        _, _, _, _, outputs = _steps(group, block, OUT, PLAN)
         problem, step, inside, row, cols = _steps(group, block, COLUMNS, PLAN)
         value = gl.where(outputs == 0, activate(h, KIND, False), 0.0)
         value = gl.convert_layout(gl.sum(value, 0), gl.SliceLayout(0, columns_of_rows(COLUMNS, gl.num_warps())))[None, :]
         gl.store(search.running + problem * T + step + cols * 0, value + cols * 0.0, mask=inside & group.leads & (cols == 0))
-        zeros = gl.zeros([COST.out_columns, 8], gl.float32, layout=columns_of_rows(COST.out_columns, gl.num_warps()))
-        seed = gl.where(outputs == 0, activate_vjp(zeros + 1.0, h, KIND), 0.0)  # what is padding may be NaN
+        one = gl.zeros([OUT, 8], gl.float32, layout=columns_of_rows(OUT, gl.num_warps())) + 1.0
+        seed = gl.where(outputs == 0, activate_vjp(one, h, KIND), 0.0)  # what is padding may be NaN
         begin_backward(turned, seed, net, block, program, COST, 8, RELAY)
     if SCORE is not None:
         SCORE_KIND: tl.constexpr = SCORE.operations[SCORE_LAST].activation

@@ -19,30 +19,28 @@ slow = pytest.mark.slow
 RELAY: dict[str, Any] = {"regime": "relay", "width": 128, "horizon": 2, "programs": 4}
 ORDERS = ["in turn", "first", "last", 0]
 
-PLANS: dict[str, list[dict[str, Any]]] = {
-    "one problem": [RELAY | {"schedule": order} for order in ORDERS],
-    "two groups of two problems, bounded by tanh": [
+PLANS: list[dict[str, Any]] = [
+    *(RELAY | {"schedule": order} for order in ORDERS),
+    *(
         RELAY | {"programs": 8, "problems": 2, "batch": 3, "iterations": 1, "bounding": "tanh", "schedule": order}
         for order in ("last", 1)
-    ],
-    "eight problems in bfloat16": [
-        RELAY | {"programs": 2, "problems": 8, "batch": 8, "precision": "bfloat16", "step_size": 0.0, "schedule": "first"}
-    ],
-    "four warps over a long horizon": [
-        RELAY | {"warps": 4, "horizon": 9, "iterations": 1, "scored": "noise", "control_change": 0.3, "schedule": 2}
-    ],
-    "a launch an iteration": [
-        RELAY | {"scored": None, "slices": [1, 2], "iterations": 3, "bounding": "none", "clip": 0.5, "schedule": "last"}
-    ],
-    "two problems of four that diverge": [
-        RELAY | {"problems": 4, "batch": 4, "iterations": 1, "scored": None, "bad": [0, 2], "schedule": "last"}
-    ],
-    "one problem and one program": [RELAY | {"programs": 1, "horizon": 1}],
-}
+    ),
+    RELAY | {"programs": 2, "problems": 8, "batch": 8, "precision": "bfloat16", "step_size": 0.0, "schedule": "first"},
+    # Four warps, and more rows than a block has.
+    RELAY | {"hidden": 1, "scored": "unconditioned", "warps": 4, "horizon": 9, "iterations": 1, "schedule": 2},
+    # A launch an iteration.
+    RELAY | {"hidden": 1, "scored": None, "iterations": 3, "slices": [1, 2], "bounding": "none", "clip": 0.5},
+    # Two problems of a group that diverge.
+    RELAY | {"hidden": 1, "scored": None, "iterations": 1, "problems": 4, "batch": 4, "bad": [0, 2], "schedule": "last"},
+]
 
 # What the PTX is changed to, and what must be said of it; nothing, where the plan is wrong instead.
 WRONG = {
-    "stamps that are one ahead": (r"and\.b32 mark, (%r\d+), 255;", r"add.u32 mark, \1, 1; and.b32 mark, mark, 255;", "deadlock"),
+    "stamps that are one ahead": (
+        r"and\.b32 mark, (%r\d+), 255;",
+        r"add.u32 mark, \1, 1; and.b32 mark, mark, 255;",
+        "deadlock",
+    ),
     "a program that publishes nothing": (r"setp\.ne\.s32 on, %r\d+, 0", "setp.ne.s32 on, %ctaid.x, 0", "deadlock"),
     "words written by ordinary stores": (
         r"st\.relaxed\.gpu\.global",
@@ -77,7 +75,7 @@ def right(*plans: dict[str, Any]) -> None:
 
 
 def test_small_plans() -> None:
-    right(*(given for plans in PLANS.values() for given in plans))
+    right(*PLANS)
 
 
 def test_what_is_wrong_is_reported() -> None:
@@ -92,6 +90,11 @@ def test_what_is_wrong_is_reported() -> None:
 def test_two_groups_in_any_order(schedule: str | int) -> None:
     shared = RELAY | {"problems": 2, "batch": 3, "horizon": 3, "iterations": 3, "step_size": 0.0, "schedule": schedule}
     right(shared | {"programs": 8}, shared | {"programs": 2, "warps": 4})
+
+
+@slow
+def test_a_program_alone() -> None:
+    right(RELAY | {"programs": 1}, RELAY | {"programs": 1, "problems": 8, "batch": 8, "iterations": 1, "step_size": 0.0})
 
 
 @slow
