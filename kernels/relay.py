@@ -42,6 +42,7 @@ from .relay_network import (
     forward,
     input_gradient,
     input_weights,
+    last_slope,
     last_weights,
     last_weights_turned,
     output,
@@ -122,7 +123,7 @@ def relay_kernel(
     )
     own = _own(scratch, pid, DYNAMICS, COST, PLAN)
     steps = T
-    if T > 1:  # words of the dynamics part those of one iteration's costs from the next one's
+    if T > 1:  # words of the dynamics have to stand between those of one iteration's costs and the next one's
         steps = T - (moves != 0).to(gl.int32)  # x_T has no cost, and is wanted of a plan alone
     if group.leads:
         _give_controls(control_words, 1, search, group, PLAN, BOUNDING)
@@ -155,7 +156,7 @@ def relay_kernel(
             cost, cost_net, score, score_net, gain, beta, at, search, own, group, program, COST, SCORE, PLAN
         )
         thread_barrier()
-        _pull_back(dynamics, dynamics_net, steps, scale_ptr, at, search, own, group, program, DYNAMICS, PLAN)
+        _pull_back(dynamics, dynamics_net, scale_ptr, at, search, own, group, program, DYNAMICS, PLAN)
         thread_barrier()
         if group.leads:
             LAYOUT: tl.constexpr = some(PROBLEMS, CHUNK, WARPS)
@@ -207,7 +208,7 @@ def _any_diverged(words, search, group, PLAN: tl.constexpr):
 
 @jit
 def _give_controls(words, stamp, search, group, PLAN: tl.constexpr, BOUNDING: tl.constexpr):
-    """Publish the controls of the group's problems, each in a word of its own, which holds all its bits."""
+    """Publish the controls of the group's problems, each in a word of its own, in two parts that are all of it."""
     T: tl.constexpr = PLAN[1]
     NU: tl.constexpr = PLAN[3]
     place, problem, cols, half = _controls(group, PLAN)
@@ -263,13 +264,14 @@ def _roll_out(
     is_u = (rows < ROWS) & (cols >= NX) & (cols < NX + NU)
     x = gl.load(at.x0 + problem * NX + cols, mask=is_x, other=0.0)
     gl.store(at.x + problem * (T + 1) * NX + cols, x, mask=is_x & group.leads)
-    w, scale = first_weights(net, program, NET, RELAY), _column(scale_ptr, cols, NX)
+    w, terms = first_weights(net, program, NET, RELAY)
+    scale = _column(scale_ptr, cols, NX)
     b, inv_k = _column(model.b, cols, NX + NU), _column(model.inv_k, cols, NX + NU)
     u = gl.load(scratch.controls + rows * PLAN[4] + cols - NX, mask=is_u, other=0.0)
     for t in range(steps):
         z = x + u
         gl.store(scratch.inputs + (t * ROWS + rows) * COLUMNS + cols, z, mask=rows < ROWS)
-        begin(w, (z - b) * inv_k, net, t, program, NET, ROWS, RELAY)
+        begin(w, (z - b) * inv_k, terms, net, t, program, NET, ROWS, RELAY)
         for i in gl.static_range(1, LAST):
             forward(net, t, t + 1, program, i, NET, ROWS, RELAY, True)
         u = gl.load(scratch.controls + rows * PLAN[4] + (t + 1) * NU + cols - NX, mask=is_u & (t + 1 < T), other=0.0)
@@ -279,8 +281,9 @@ def _roll_out(
             gl.store(place, h.to(net.saved.dtype.element_ty), mask=rows < ROWS)
         x = gl.where(is_x, x + scale * activate(h, KIND, False), 0.0)
         gl.store(at.x + (problem * (T + 1) + t + 1) * NX + cols, x, mask=is_x & group.leads)
-    if steps < T:
-        gl.store(scratch.inputs + (steps * ROWS + rows) * COLUMNS + cols, x + u, mask=rows < ROWS)
+    if T > 1:  # noqa: SIM102
+        if steps < T:
+            gl.store(scratch.inputs + (steps * ROWS + rows) * COLUMNS + cols, x + u, mask=rows < ROWS)
 
 
 @jit
@@ -299,16 +302,16 @@ def _costs_and_scores(
     LAST: tl.constexpr = len(COST.operations) - 1
     KIND: tl.constexpr = COST.operations[LAST].activation
     SCORE_LAST: tl.constexpr = 0 if SCORE is None else len(SCORE.operations) - 1
-    w = first_weights(net, program, COST, RELAY)
-    score_w = w  # without a score nothing reads it
+    w, terms = first_weights(net, program, COST, RELAY)
+    score_w, score_terms = w, terms  # without a score nothing reads them
     if SCORE is not None:
-        score_w = first_weights(score_net, program, SCORE, RELAY)
+        score_w, score_terms = first_weights(score_net, program, SCORE, RELAY)
     for block in range(BLOCKS):
         problem, step, inside, row, cols = _steps(group, block, COLUMNS, PLAN)
         z = gl.load(scratch.inputs + row * COLUMNS + cols, mask=row < T * PROBLEMS, other=0.0)
-        begin(w, _normalised(z, cost, cols, NZ), net, block, program, COST, 8, RELAY)
+        begin(w, _normalised(z, cost, cols, NZ), terms, net, block, program, COST, 8, RELAY)
         if SCORE is not None:
-            begin(score_w, _normalised(z, score, cols, NZ), score_net, block, program, SCORE, 8, RELAY)
+            begin(score_w, _normalised(z, score, cols, NZ), score_terms, score_net, block, program, SCORE, 8, RELAY)
     for i in gl.static_range(1, max(LAST, SCORE_LAST)):
         if i < LAST:
             forward(net, 0, BLOCKS, program, i, COST, 8, RELAY, True)
@@ -324,7 +327,8 @@ def _costs_and_scores(
         gl.store(search.running + problem * T + step + cols * 0, value + cols * 0.0, mask=inside & group.leads & (cols == 0))
         one = gl.zeros([OUT, 8], gl.float32, layout=columns_of_rows(OUT, gl.num_warps())) + 1.0
         seed = gl.where(outputs == 0, activate_vjp(one, h, KIND), 0.0)  # what is padding may be NaN
-        begin_backward(turned, seed, net, block, program, COST, 8, RELAY)
+        slope = last_slope(net, block, program, COST, 8, RELAY)
+        begin_backward(turned, seed, slope, net, block, program, COST, 8, RELAY)
     if SCORE is not None:
         SCORE_KIND: tl.constexpr = SCORE.operations[SCORE_LAST].activation
         w = last_weights(score_net, SCORE)
@@ -350,9 +354,9 @@ def _costs_and_scores(
 
 @jit
 def _pull_back(
-    model, net, steps, scale_ptr, at, search, scratch, group, program, NET: tl.constexpr, PLAN: tl.constexpr
+    model, net, scale_ptr, at, search, scratch, group, program, NET: tl.constexpr, PLAN: tl.constexpr
 ):
-    """Costates, and the gradient in the controls, from the last step on, by the dynamics of so many."""
+    """Costates, and the gradient in the controls, of all steps from the last, behind which there is no cost."""
     RELAY: tl.constexpr = PLAN[0]
     T: tl.constexpr = PLAN[1]
     NX: tl.constexpr = PLAN[2]
@@ -364,21 +368,22 @@ def _pull_back(
     problem, inside, rows, cols = _problems(group, COLUMNS, ROWS)
     costate = gl.zeros([COLUMNS, 8], gl.float32, layout=columns_of_rows(COLUMNS, gl.num_warps()))
     gl.store(at.costate + (problem * (T + 1) + T) * NX + cols, costate, mask=inside & (cols < NX) & group.leads)
-    if steps < T:
-        costate = _keep_gradient(_pull(T - 1, scratch, rows, cols, PLAN, COLUMNS), T - 1, at, search, group, COLUMNS, PLAN)
+    costate = _keep_gradient(_pull(T - 1, scratch, rows, cols, PLAN, COLUMNS), T - 1, at, search, group, COLUMNS, PLAN)
     w, scale = last_weights_turned(net, program, NET, RELAY), _column(scale_ptr, cols, NX)
     inv_k = _column(model.inv_k, cols, NX + NU)
-    for j in range(steps):
-        t = steps - 1 - j
+    slope = last_slope(net, max(T - 2, 0), program, NET, ROWS, RELAY)
+    for j in range(T - 1):
+        t = T - 2 - j
         seed = scale * costate
         if NET.operations[LAST].saved >= 0:
             place = net.saved + (t * NET.saved + NET.operations[LAST].saved) * ROWS + rows * COLUMNS + cols
             h = gl.load(place, mask=rows < ROWS, other=0.0).to(gl.float32)
             seed = gl.where(cols < NX, activate_vjp(seed, h, KIND), 0.0)
-        begin_backward(w, seed, net, t, program, NET, ROWS, RELAY)
+        begin_backward(w, seed, slope, net, t, program, NET, ROWS, RELAY)
         for k in gl.static_range(LAST - 1):
             backward(net, t, t + 1, program, LAST - 1 - k, NET, ROWS, RELAY)
         costate += _pull(t, scratch, rows, cols, PLAN, COLUMNS)
+        slope = last_slope(net, gl.where(t > 0, t - 1, 0), program, NET, ROWS, RELAY)
         costate += input_gradient(input_weights(net, NET), net, t, program, NET, ROWS) * inv_k
         costate = _keep_gradient(costate, t, at, search, group, COLUMNS, PLAN)
 

@@ -75,18 +75,18 @@ class Program(NamedTuple):
 
 @jit
 def first_weights(net, program, NET: tl.constexpr, RELAY: tl.constexpr):
-    """Of the first layer, the own columns."""
+    """Of the first layer, the own columns, and what is added to their product."""
     OP: tl.constexpr = NET.operations[0]
     OWN: tl.constexpr = OP.columns // RELAY.programs
-    return _shallow_weights(net.weights + OP.weight + program.number * (OWN * OP.inputs), OWN, OP.inputs)
+    cols = program.number * OWN + _columns(OWN, pairs(OWN, gl.num_warps()))
+    w = _shallow_weights(net.weights + OP.weight + program.number * (OWN * OP.inputs), OWN, OP.inputs)
+    return w, _terms(net, cols, 0, NET)
 
 
 @jit
-def begin(w, z, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr):
+def begin(w, z, terms, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr):
     """Leave the own columns of the first layer, for normalised inputs `z [columns, 8]`."""
     OWN: tl.constexpr = NET.operations[0].columns // RELAY.programs
-    LAYOUT: tl.constexpr = pairs(OWN, gl.num_warps())
-    terms = _terms(net, program.number * OWN + _columns(OWN, LAYOUT), 0, NET)
     h = _conditioned(_shallow(w, z), terms, 0, NET)
     _publish(h, net.words, block, program, 0, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()))
 
@@ -134,18 +134,24 @@ def last_weights_turned(net, program, NET: tl.constexpr, RELAY: tl.constexpr):
 
 
 @jit
+def last_slope(net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr):
+    """Of the last hidden layer, in the own columns."""
+    LAST: tl.constexpr = len(NET.operations) - 1
+    OWN: tl.constexpr = NET.operations[LAST].inputs // RELAY.programs
+    return _slope(net, block, program, LAST - 1, NET, ROWS, OWN, pairs(OWN, gl.num_warps()))
+
+
+@jit
 def begin_backward(
-    w, seed, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr
+    w, seed, slope, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr
 ):
     """Leave ĝ of the own columns of the last hidden layer, for a gradient `seed [out_columns, 8]` before the activation."""
     LAST: tl.constexpr = len(NET.operations) - 1
     OP: tl.constexpr = NET.operations[LAST]
     OWN: tl.constexpr = OP.inputs // RELAY.programs
-    LAYOUT: tl.constexpr = pairs(OWN, gl.num_warps())
     if OP.condition == "multiply":
         cols = _columns(OP.columns, columns_of_rows(OP.columns, gl.num_warps()))
         seed *= gl.load(net.condition + cols)[:, None]
-    slope = _slope(net, block, program, LAST - 1, NET, ROWS, OWN, LAYOUT)
     g = _sloped(_shallow(w, seed), slope, LAST - 1, NET)
     _publish(g, net.gradients, block, program, LAST - 1, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()))
 
@@ -190,7 +196,7 @@ def read(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.const
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
     if OP.norm_weight >= 0:
-        FEW: tl.constexpr = ROWS * COLUMNS <= 256 * WARPS  # numbers of a thread: of many, there is no room for twice as many
+        FEW: tl.constexpr = ROWS * COLUMNS <= 128 * WARPS  # numbers of a thread: of many, there is no room for twice as many
         vectors = _norm_vectors(net, cols, OP) if FEW else (cols, cols)
         h = _gathered(net.words, block, program, i, NET, ROWS)
         # In one pass: what cancels is less than the rounding of 16-bit products, unless a mean is a hundred deviations.

@@ -145,6 +145,7 @@ ROWS: list[Any] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of e^h that is not taken
 @pytest.mark.parametrize(
     ("precision", "scored", "width", "hidden", "bounding", "change", "clip", "problems", "batch", "horizon", "iterations"),
     ROWS,

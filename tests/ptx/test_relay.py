@@ -30,6 +30,8 @@ PLANS: list[dict[str, Any]] = [
     RELAY | {"hidden": 1, "scored": "unconditioned", "warps": 4, "horizon": 9, "iterations": 1, "schedule": 2},
     # A launch an iteration.
     RELAY | {"hidden": 1, "scored": None, "iterations": 3, "slices": [1, 2], "bounding": "none", "clip": 0.5},
+    # A single step, of which costs are all there is but for the dynamics' words.
+    RELAY | {"hidden": 1, "scored": "unconditioned", "horizon": 1, "iterations": 3, "step_size": 0.0, "schedule": 3},
     # Two problems of a group that diverge.
     RELAY | {"hidden": 1, "scored": None, "iterations": 1, "problems": 4, "batch": 4, "bad": [0, 2], "schedule": "last"},
 ]
@@ -86,7 +88,7 @@ def test_what_is_wrong_is_reported() -> None:
 
 
 @slow
-@pytest.mark.parametrize("schedule", [*ORDERS, *range(1, 5)])
+@pytest.mark.parametrize("schedule", [*ORDERS, 1])
 def test_two_groups_in_any_order(schedule: str | int) -> None:
     shared = RELAY | {"problems": 2, "batch": 3, "horizon": 3, "iterations": 3, "step_size": 0.0, "schedule": schedule}
     right(shared | {"programs": 8}, shared | {"programs": 2, "warps": 4})
@@ -125,10 +127,14 @@ def test_plans_of_any_shape(seed: int) -> None:
 
 @slow
 @pytest.mark.parametrize(
-    ("width", "problems", "programs", "warps"), [(256, 1, 16, 8), (256, 8, 16, 4), (1024, 1, 64, 8), (1024, 1, 32, 8)]
+    "given",
+    [
+        {"width": 256, "hidden": 4, "programs": 16},
+        {"width": 256, "hidden": 4, "programs": 16, "problems": 8, "batch": 8, "warps": 4},
+        {"width": 512, "hidden": 3, "programs": 32},
+        {"width": 1024, "programs": 16, "scored": None, "horizon": 1},
+    ],
+    ids=["256", "256, eight problems", "512", "1024"],
 )
-def test_the_published_shape(width: int, problems: int, programs: int, warps: int) -> None:
-    right(RELAY | {
-        "width": width, "hidden": 4, "problems": problems, "programs": programs, "warps": warps, "batch": problems,
-        "horizon": 2, "iterations": 1, "step_size": 0.0,
-    })  # fmt: skip
+def test_the_published_shape_and_wider(given: dict[str, Any]) -> None:
+    right(RELAY | {"iterations": 1, "step_size": 0.0} | given)
