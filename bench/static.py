@@ -98,14 +98,14 @@ GRIDS = (
 # Problems, warps and pinned tiles of a program of the ring regime, and its bytes of stack at most: with 64 rows a product's
 # sums and what the adjoint kept of them fill the registers, and a few sums and addresses go to local memory.
 RINGS = {
-    (1, 8, 0): 0, (1, 16, 0): 112, (1, 8, 2): 0, (4, 8, 2): 16,
+    (1, 8, 0): 0, (1, 16, 0): 64, (1, 8, 2): 0, (4, 8, 2): 16,
     (8, 8, 0): 144, (16, 8, 0): 144, (64, 8, 0): 144, (64, 16, 0): 320,
 }  # fmt: skip
 # Width, problems, programs of a group and warps of the relay regime, and its bytes of stack at most: 64 columns a program at
 # width 1024 are 128 registers of weights alone.
 RELAYS = {
     (256, 1, 16, 8): 0, (256, 1, 16, 4): 0, (256, 1, 8, 8): 0, (256, 8, 16, 8): 0,
-    (1024, 1, 64, 8): 0, (1024, 1, 32, 8): 16, (1024, 8, 64, 8): 16, (1024, 8, 16, 8): 400,
+    (1024, 1, 64, 8): 0, (1024, 1, 32, 8): 16, (1024, 8, 64, 8): 48, (1024, 8, 16, 8): 400,
 }  # fmt: skip
 RING_STACK = {f"ring_kernel, {ring_name(*way)}": most for way, most in RINGS.items()}
 RELAY_STACK = {

@@ -29,15 +29,21 @@ MOST_STAMPS = (1 << 16) - 1  # from 1 on; memory is zero before
 if not INTERPRETED:
 
     @jit
-    def publish(at, half, values, stamp, there):
-        """Write words where they are `there`, of float32 `values` and one stamp; `at` points to int64 ones."""
+    def publish(at, half, values, stamp, there, threads):
+        """Write words where they are `there`, of float32 `values` and one stamp; `at` points to int64 ones.
+
+        The first `threads` of the program have all of them: the others hold copies.
+        """
         gl.inline_asm_elementwise(
             """
             {
-                .reg .pred on;
+                .reg .pred on, has;
                 .reg .b64 word;
                 .reg .b32 a, b, mark;
                 setp.ne.s32 on, $8, 0;
+                mov.u32 mark, %tid.x;
+                setp.lt.u32 has, mark, $10;
+                and.pred on, on, has;
                 and.b32 a, $4, 0xffffff00;
                 and.b32 b, $5, 0xffffff00;
                 and.b32 mark, $6, 255;
@@ -50,8 +56,8 @@ if not INTERPRETED:
                 mov.b32 $1, 0;
             }
             """,
-            "=r,=r,l,l,r,r,r,r,r,r,~{memory}",
-            [at.to(gl.uint64, bitcast=True), values.to(gl.int32, bitcast=True), stamp, there.to(gl.int32)],
+            "=r,=r,l,l,r,r,r,r,r,r,r,r,~{memory}",
+            [at.to(gl.uint64, bitcast=True), values.to(gl.int32, bitcast=True), stamp, there.to(gl.int32), threads],
             dtype=gl.int32, is_pure=False, pack=2,
         )  # fmt: skip
 

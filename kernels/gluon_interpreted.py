@@ -261,7 +261,7 @@ def mma_v2(a: Any, b: Any, acc: Any) -> Any:
     return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
 
 
-def publish(at: Any, half: Any, values: Any, stamp: Any, there: Any) -> None:
+def publish(at: Any, half: Any, values: Any, stamp: Any, there: Any, threads: Any) -> None:
     """`exchange.publish`: the half of each word."""
     bits = (values.to(tl.int32, bitcast=True) & -256) | _mark(half, stamp)
     tl.store(at.to(tl.pointer_type(tl.int32)) + half, bits, mask=there)

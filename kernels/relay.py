@@ -201,7 +201,7 @@ def _any_diverged(words, search, group, PLAN: tl.constexpr):
         rows = group.first + gl.arange(0, PROBLEMS, layout=gl.BlockedLayout([1], [32], [WARPS], [0]))
         marked = gl.load(search.diverged + rows, mask=rows < group.total, other=0).to(gl.int32)
         flags = gl.where(gl.sum(marked, 0) > 0, 1.0, gl.zeros([1, 1, 2], gl.float32, layout=LAYOUT))
-        publish(words + half * 0, half, flags, 1, half >= 0)
+        publish(words + half * 0, half, flags, 1, half >= 0, 1)
     flags = gl.sum(gl.sum(gather(words + half * 0, half, 1, 1), 2), 1)
     return (gl.sum(flags, 0) > 0).to(gl.int32)
 
@@ -220,7 +220,7 @@ def _give_controls(words, stamp, search, group, PLAN: tl.constexpr, BOUNDING: tl
         high = gl.load(search.high + limit, mask=mask, other=1.0)
         u = gl.where(mask, control_of(u, low, high, BOUNDING), 0.0)
     much = shortened(u)
-    publish(words + place, half, gl.where(half == 0, much, u - much), stamp, half >= 0)
+    publish(words + place, half, gl.where(half == 0, much, u - much), stamp, half >= 0, 32 * gl.num_warps())
 
 
 @jit

@@ -32,6 +32,7 @@ from .relay_tiles import (
     shallow_product,
     shared,
     sums_of_warps,
+    threads_of,
     together,
     together_in_depth,
     words_before,
@@ -88,7 +89,7 @@ def begin(w, z, terms, net, block, program, NET: tl.constexpr, ROWS: tl.constexp
     """Leave the own columns of the first layer, for normalised inputs `z [columns, 8]`."""
     OWN: tl.constexpr = NET.operations[0].columns // RELAY.programs
     h = _conditioned(_shallow(w, z), terms, 0, NET)
-    _publish(h, net.words, block, program, 0, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()))
+    _publish(h, net.words, block, program, 0, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()), 32)
 
 
 @jit
@@ -104,7 +105,8 @@ def forward(
     for block in range(first, last):
         read(net, block, program, i - 1, NET, ROWS, SAVE)
         h = _conditioned(deep(w, program, OWN, OP.inputs), terms, i, NET)
-        _publish(h, net.words, block, program, i, NET, ROWS, OWN, words_of_columns(OWN, gl.num_warps()))
+        WORDS: tl.constexpr = words_of_columns(OWN, gl.num_warps())
+        _publish(h, net.words, block, program, i, NET, ROWS, OWN, WORDS, threads_of(OWN, gl.num_warps()))
 
 
 @jit
@@ -153,7 +155,7 @@ def begin_backward(
         cols = _columns(OP.columns, columns_of_rows(OP.columns, gl.num_warps()))
         seed *= gl.load(net.condition + cols)[:, None]
     g = _sloped(_shallow(w, seed), slope, LAST - 1, NET)
-    _publish(g, net.gradients, block, program, LAST - 1, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()))
+    _publish(g, net.gradients, block, program, LAST - 1, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()), 32)
 
 
 @jit
@@ -166,7 +168,8 @@ def backward(net, first, last, program, i: tl.constexpr, NET: tl.constexpr, ROWS
         slope = _slope(net, block, program, i - 1, NET, ROWS, OWN, columns_of_rows(OWN, gl.num_warps()))
         read_gradient(net, block, program, i, NET, ROWS)
         g = _sloped(deep(w, program, OWN, OP.columns), slope, i - 1, NET)
-        _publish(g, net.gradients, block, program, i - 1, NET, ROWS, OWN, words_of_columns(OWN, gl.num_warps()))
+        WORDS: tl.constexpr = words_of_columns(OWN, gl.num_warps())
+        _publish(g, net.gradients, block, program, i - 1, NET, ROWS, OWN, WORDS, threads_of(OWN, gl.num_warps()))
 
 
 @jit
@@ -383,16 +386,19 @@ def _sloped(g, slope, i: tl.constexpr, NET: tl.constexpr):
 @jit
 def _publish(
     values, words, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
-    LAYOUT: tl.constexpr,
+    LAYOUT: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
-    """Words of the own columns of layer i, `[OWN, 8]`, of which ROWS are rows; LAYOUT is that of their words."""
+    """Words of the own columns of layer i, `[OWN, 8]`, of which ROWS are rows.
+
+    LAYOUT is that of their words, all of which the first THREADS have.
+    """
     values = values.reshape([OWN // 16, 2, 8, 8]).permute((0, 2, 3, 1)).reshape([OWN // 2, 8, 2])
     values = gl.convert_layout(values, LAYOUT, assert_trivial=True)
     word = gl.arange(0, OWN // 2, layout=gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))[:, None, None]
     rows = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
     half = gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, None, :]
     at = _place(words, block, rows, program.number * (OWN // 2) + word, i, NET, ROWS)
-    publish(at + half * 0, half, values, program.stamp, rows < ROWS)
+    publish(at + half * 0, half, values, program.stamp, rows < ROWS, THREADS)
 
 
 @jit

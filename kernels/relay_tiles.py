@@ -259,6 +259,12 @@ def words_of_columns(columns, warps):
 
 
 @triton.constexpr_function
+def threads_of(columns, warps):
+    """That have all of these words."""
+    return 32 * min(warps, columns // 8)
+
+
+@triton.constexpr_function
 def shared():
     """Of the operand `[8, depth]` in shared memory: lanes of neighbouring rows read from different banks."""
     return gl.SwizzledSharedLayout(32, 1, 8, [1, 0])

@@ -95,7 +95,7 @@ def ring_kernel(
     fence_async_shared()
     thread_barrier()
     steps = T
-    if T > 1 and FEW < 64:  # of 64 rows it would be a twentieth of the work, and registers are short there
+    if T > 1 and FEW < 64:  # of 64 rows it would be a fortieth of the work, and registers are short there
         steps = T - (moves != 0).to(gl.int32)  # x_T has no cost, and is wanted of a plan alone
     start = Weights(tiles, slots, ready, 0, first + 1 < last, steps)
     pin(start, 0, first < last, PLAN)
@@ -225,7 +225,7 @@ def _pull_back(
     model, vectors, scale_ptr, at, search, scratch, block, y, ring, n, NET: tl.constexpr, PLAN: tl.constexpr,
     NX: tl.constexpr, NU: tl.constexpr,
 ):  # fmt: skip
-    """Costates, and the gradient in the controls, from the last step on."""
+    """Costates, and the gradient in the controls, of all steps from the last, behind which there is no cost."""
     T: tl.constexpr = PLAN[1]
     ROWS: tl.constexpr = PLAN[2].few
     COLUMNS: tl.constexpr = NET.columns
@@ -234,10 +234,9 @@ def _pull_back(
     costate = gl.zeros([ROWS, COLUMNS], gl.float32, layout=LAYOUT)
     is_x = inside[:, None] & (cols < NX)[None, :]
     gl.store(at.costate + (problem * (T + 1) + T)[:, None] * NX + cols[None, :], costate, mask=is_x)
-    if ring.steps < T:
-        costate = _keep_gradient(costate, T - 1, at, search, scratch, block, COLUMNS, PLAN, NX, NU)
-    for j in range(ring.steps):
-        t = ring.steps - 1 - j
+    costate = _keep_gradient(costate, T - 1, at, search, scratch, block, COLUMNS, PLAN, NX, NU)
+    for j in range(T - 1):
+        t = T - 2 - j
         saved, moments = scratch.saved + t * (ROWS * NET.saved), scratch.moments + t * (ROWS * NET.moments)
         net = Net(vectors, saved, moments, block.room, block.zero)
         problem, step, inside, cols = _rows(block, t, ROWS, 1, PLAN, COLUMNS, LAYOUT)

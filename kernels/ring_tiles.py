@@ -3,9 +3,9 @@
 A tile of weights is as deep as a slot of the ring holds at its width. Tiles lie in memory one behind the other, in the order
 in which an evaluation multiplies them, and each as it lies in shared memory: in blocks of 64 columns.
 
-    rollout   dynamics                    forward                          T times
+    rollout   dynamics                    forward                          T times, or T − 1 where x_T is not wanted
     costs     cost, cost, score           forward, backward, forward       as often as `Ring.steps` go into T
-    adjoint   dynamics                    backward                         T times
+    adjoint   dynamics                    backward                         T − 1 times: behind x_T there is no cost
 
 A pass multiplies the tiles of a network's operations one after the other, forward from the first, backward from the last.
 """
@@ -70,7 +70,7 @@ def ring_of(problems: int, horizon: int, networks: Mapping[str, Program], warps:
     slots = min(MOST_SLOTS, (SHARED - _beside(max(few, many), networks, warps)) // (2 * numbers_of_tile()))
     dynamics = widened(networks["dynamics"])
     tiles = min(first_tile(dynamics, backward, NONE) for backward in (False, True))
-    return Ring(problems, few, many, slots, warps, max(0, min(pinned, slots - 2, tiles - 1)))
+    return Ring(problems, few, many, slots, warps, max(0, min(pinned, slots - 2, tiles - 1)) if horizon > 1 else 0)
 
 
 def _beside(rows: int, networks: Mapping[str, Program], warps: int) -> int:
@@ -153,14 +153,10 @@ def ends(dynamics, score, cost):
 
 
 @triton.constexpr_function
-def tiles_of_step(ends, ring):
-    """That go through the ring for a step of the dynamics, forward and backward."""
-    return ends[0] + ends[2] - ends[1] - 2 * ring.pinned
-
-
-@triton.constexpr_function
-def tiles_of_costs(ends, horizon, ring):
-    return -(-horizon // ring.steps) * (ends[1] - ends[0])
+def tiles_behind_rollout(ends, horizon, ring):
+    """That go through the ring in an iteration: of costs, and of all steps but the last backward."""
+    costs = -(-horizon // ring.steps) * (ends[1] - ends[0])
+    return costs + (horizon - 1) * (ends[2] - ends[1] - ring.pinned)
 
 
 @triton.constexpr_function

@@ -29,9 +29,8 @@ from .ring_tiles import (
     products,
     shared,
     sums,
-    tiles_of_costs,
+    tiles_behind_rollout,
     tiles_of_operation,
-    tiles_of_step,
 )
 
 
@@ -40,7 +39,7 @@ class Weights(NamedTuple):
 
     passed  tiles that went through the ring in the iterations before
     more    whether an iteration follows
-    steps   of the dynamics in an iteration
+    steps   of the rollout
     """
 
     tiles: Any
@@ -83,18 +82,19 @@ def tile_at(ring, m, PLAN: tl.constexpr):
     B: tl.constexpr = ENDS[1]
     FORWARD: tl.constexpr = A - PINNED
     BACKWARD: tl.constexpr = ENDS[2] - B - PINNED
+    ADJOINT: tl.constexpr = (PLAN[1] - 1) * BACKWARD
     everything = tiles_of_iteration(ring.steps, PLAN)
     there = (m < everything) | ring.more
     m = gl.where(m < everything, m, m - everything)
-    of_costs, of_adjoint = m - ring.steps * FORWARD, m - (everything - ring.steps * BACKWARD)
+    of_costs, of_adjoint = m - ring.steps * FORWARD, m - (everything - ADJOINT)
     at = gl.where(of_costs < 0, PINNED + m % FORWARD, A + of_costs % (B - A))
     return gl.where(of_adjoint < 0, at, B + PINNED + of_adjoint % BACKWARD), there
 
 
 @jit
 def tiles_of_iteration(steps, PLAN: tl.constexpr):
-    """That go through the ring, with so many steps of the dynamics."""
-    return steps * tiles_of_step(PLAN[0], PLAN[2]) + tiles_of_costs(PLAN[0], PLAN[1], PLAN[2])
+    """That go through the ring, with so many steps of the rollout."""
+    return steps * (PLAN[0][0] - PLAN[2].pinned) + tiles_behind_rollout(PLAN[0], PLAN[1], PLAN[2])
 
 
 @jit

@@ -26,6 +26,8 @@ from .packed import PackedProblem
 from .work import Make
 
 OWN_COLUMNS = (16, 32, 64)  # of a program
+MOST_CONTROLS = 4096  # of a group, which a program holds at once
+MOST_KEPT = 1 << 31  # bytes of all programs: each keeps whole layers of all steps
 MOST_ITERATIONS = MOST_STAMPS - 1  # of a launch: the controls behind the last one have a stamp, too
 
 
@@ -51,8 +53,8 @@ class RelayPlan:
         most = multiprocessors(packed.device)
         if relay is None:
             raise ValueError(
-                f"{buffers.rows} problems of networks as wide as these want more than the {most} programs of the relay "
-                "regime that are resident at once; use backend='fused', which takes another"
+                f"{buffers.rows} problems of such networks and horizon cannot be divided among the {most} programs of the "
+                "relay regime that are resident at once; use backend='fused', which takes another"
             )
         self.packed, self.planner, self.buffers, self.relay = packed, planner, buffers, relay
         self.iterations, self.settled = planner.iterations, settled
@@ -66,6 +68,13 @@ class RelayPlan:
         controls = padded(T * packed.nu)
         words = words_of(networks, T, relay, controls)
         steps, rows = T * relay.problems, relay.blocks(T) * ROWS
+        kept = self.programs * packed.dtype.itemsize * (steps * dynamics.saved + rows * cost.saved)
+        if relay.problems * controls > MOST_CONTROLS or kept > MOST_KEPT:
+            raise ValueError(
+                f"horizon is {T}: {relay.problems * controls} controls for a group of the relay regime, and "
+                f"{kept / 1e9:.1f} GB of activations; it goes to {MOST_CONTROLS} and {MOST_KEPT / 1e9:.1f} GB; use "
+                "backend='fused', which takes another"
+            )
 
         def own_numbers(numbers: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.empty(self.programs * numbers, dtype=dtype, device=packed.device)
@@ -135,21 +144,26 @@ class RelayPlan:
         kernel(*self._arguments, self.buffers.rows, first, last, settled, int(moves), int(only_diverged), **self._constants)
 
 
-def relays_for(networks: Mapping[str, Program], rows: int, device: torch.device) -> list[Relay]:
+def relays_for(
+    networks: Mapping[str, Program], rows: int, device: torch.device, controls: int = 16
+) -> list[Relay]:
     """Cuts of a bucket, the likeliest first, with as few problems a group as there are multiprocessors for; or none.
 
     A program has 16 columns of the narrowest layer, or 32, so that half as many read every word. With 64 its weights fill
-    more than its registers: that is for what would not fit otherwise. A row of 256 is little for eight warps.
+    more than its registers: that is for what would not fit otherwise. A row of 256 is little for eight warps. `controls` are
+    those of a problem's plan, padded.
     """
     if is_interpreted():
         return [Relay(min(ROWS, rows), 1)]
     found = []
+    widest = max(op.columns for net in networks.values() for op in net.operations[:-1])
     for columns in OWN_COLUMNS:
         programs = programs_of(networks, columns)
         fitting = [n for n in (1, 2, 4, 8) if -(-rows // n) * programs <= multiprocessors(device)]
+        fitting = [n for n in fitting if n * controls <= MOST_CONTROLS and widest <= OWN_COLUMNS[-1] * programs]
         if fitting and (columns < OWN_COLUMNS[-1] or not found):
             found.append(Relay(fitting[0], programs))
-    if found and max(op.columns for net in networks.values() for op in net.operations[:-1]) <= 256:
+    if found and widest <= 256:
         found.insert(1, replace(found[0], warps=4))
     return list(dict.fromkeys(found))
 
@@ -158,7 +172,9 @@ def relay_plans(problem: Problem, planner: SGP, rows: int, device: torch.device,
     """The regime in its cuts, by name; empty where it does not serve, unless it was asked for."""
     if why_not(problem, planner, device) is not None:
         return {"relay": RelayPlan} if asked else {}
-    ways = {f"relay of {name(way)}": _made_with(way) for way in relays_for(networks_of(problem), rows, device)}
+    controls = padded(planner.horizon * problem.dynamics.nu)
+    relays = relays_for(networks_of(problem), rows, device, controls)
+    ways = {f"relay of {name(way)}": _made_with(way) for way in relays}
     return ways or ({"relay": RelayPlan} if asked else {})
 
 
