@@ -59,7 +59,7 @@ def step_backward_kernel(
 ):  # fmt: skip
     """From the input-gradient of step t, `grad [R, DEPTH]`, to that in the last operation's input at step t − 1.
 
-    At the horizon's end there is no `grad`.
+    Behind which there is no cost there is no `grad`: see `sweeps.adjoint_kernel`.
     """
     w = weights_of_columns(w_ptr, COLUMNS, 1, DEPTH, BLOCK_B, BLOCK_N, PARTS)
     rows, cols, at, inside = rows_and_columns(R, DEPTH, BLOCK_B)

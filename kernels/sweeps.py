@@ -133,8 +133,8 @@ def adjoint_kernel(
 ):  # fmt: skip
     """Step t of the backward sweep: `costate [R, T+1, NX]`, `grad_u [R, T, NU]`, and the next cotangent λ ⊙ scale.
 
-    `grad [R, COLUMNS]` is the dynamics' input-gradient at step t; None at the end of the horizon, where λ is `pull`, the
-    terminal cost's gradient, or zero where that is None.
+    `grad [R, COLUMNS]` is the dynamics' input-gradient at step t; None behind which there is no cost: at the end of the
+    horizon, where λ is `pull`, the terminal cost's gradient, or at its last step, where there is no such cost.
     """
     n, problem, step, inside = rows_of_steps(t, R, R, BLOCK_B)
     cols = tl.arange(0, COLUMNS)[None, :]
@@ -161,8 +161,9 @@ def adjoint(
     if grad_ptr is not None:
         behind = tl.load(costate_ptr + x_at + NX, mask=inside & (cols < NX), other=0.0)
         g += tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * tl.load(inv_k_ptr + cols)
-        is_u = writes & (cols >= NX) & (cols < NX + NU)
-        tl.store(grad_u_ptr + (problem * T + step) * NU + cols - NX, g, mask=is_u)
+    is_u = writes & (step < T) & (cols >= NX) & (cols < NX + NU)
+    tl.store(grad_u_ptr + (problem * T + step) * NU + cols - NX, g, mask=is_u)
+    if grad_ptr is not None:
         g += behind
     tl.store(costate_ptr + x_at, g, mask=writes & (cols < NX))
     # A control's gradient that overflowed must not reach the states as 0 · ∞.

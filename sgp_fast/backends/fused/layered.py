@@ -60,6 +60,7 @@ class Layered:
         self.packed, self.buffers, self.settled, self.iterations = packed, buffers, settled, planner.iterations
         T, R, columns = buffers.horizon, buffers.rows, packed.columns
         self._T, self._R = T, R
+        self._ending = T if packed.has_terminal else T - 1  # the last state that a cost is of
         self._bounding = "none" if buffers.low is None else planner.bounding
         self._planner = planner
 
@@ -103,7 +104,7 @@ class Layered:
         with stage("last pass"):
             self._begin()
             for _ in range(2):
-                self._evaluate(self.iterations - 1)
+                self._evaluate(self.iterations - 1, last_state=True)
                 self._update(self.iterations - 1, settled, moves=False)
 
     @property
@@ -123,11 +124,12 @@ class Layered:
         b.x[:, 0].copy_(b.x0)
         if not self.packed.has_terminal:
             b.terminal.zero_()
+            b.costate[:, -1].zero_()
 
-    def _evaluate(self, i: int) -> None:
+    def _evaluate(self, i: int, last_state: bool = False) -> None:
         """One pass of the planner at the level and β of iteration i: see `backends.eager.evaluate`."""
         with stage("rollout"):
-            self._rollout()
+            self._rollout(self._T if last_state else self._ending)
         with stage("cost"):
             self._costs()
         with stage("score"):
@@ -135,19 +137,19 @@ class Layered:
         with stage("adjoint"):
             self._adjoint()
 
-    def _rollout(self) -> None:
-        """`x_{t+1} = x_t + scale ⊙ net(z̄_t)`."""
+    def _rollout(self, steps: int) -> None:
+        """`x_{t+1} = x_t + scale ⊙ net(z̄_t)`, so many times."""
         net, out = self._networks["dynamics"], None
         if net.columns_divided:
-            for t in range(self._T):
+            for t in range(steps):
                 out = net.forward_step(functools.partial(self._begin_step, t), out, keep=t)
-            assert out is not None
-            out = net.finish(out, keep=self._T - 1)
+            out = None if out is None else net.finish(out, keep=steps - 1)
         else:
-            for t in range(self._T):
+            for t in range(steps):
                 self._inputs(net.inputs, t, self.packed.dynamics, out=out)
                 out = net.forward(keep=t)
-        self._inputs(None, self._T, self.packed.dynamics, out=out)
+        if steps:
+            self._inputs(None, steps, self.packed.dynamics, out=out)
 
     def _begin_step(self, t: int, *given: Any, **kind: Any) -> None:
         p, b = self.packed, self.buffers
@@ -232,14 +234,13 @@ class Layered:
         )  # fmt: skip
 
     def _adjoint(self) -> None:
-        """Costates and gradients in the controls, from the horizon's end to its start."""
-        net, grad = self._networks["dynamics"], None
-        pulls = (*self._pull[: self._T], self._pull[self._T] if self.packed.has_terminal else None)
+        """Costates and gradients in the controls, from the last state that a cost is of to the first."""
+        net, grad, pulls = self._networks["dynamics"], None, self._pull
         if net.columns_divided:
-            for t in range(self._T, 0, -1):
+            for t in range(self._ending, 0, -1):
                 grad = net.vjp_step(functools.partial(self._begin_costate, t, pulls[t]), grad, keep=t - 1)
         else:
-            for t in range(self._T, 0, -1):
+            for t in range(self._ending, 0, -1):
                 self._costate(t, pulls[t], grad)
                 grad = net.vjp(self._cotangent, keep=t - 1)
         self._costate(0, pulls[0], grad)
