@@ -120,7 +120,7 @@ def last_weights(net, NET: tl.constexpr):
 
 @jit
 def output(w, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, SAVE: tl.constexpr):
-    """The last layer before its activation, `[out_columns, 8]`; its input was just read from the words."""
+    """The last layer before its activation, `[out_columns, 8]`, of a block of rows."""
     LAST: tl.constexpr = len(NET.operations) - 1
     OP: tl.constexpr = NET.operations[LAST]
     read(net, block, program, LAST - 1, NET, ROWS, SAVE)
@@ -149,11 +149,7 @@ def begin_backward(
 ):
     """Leave ĝ of the own columns of the last hidden layer, for a gradient `seed [out_columns, 8]` before the activation."""
     LAST: tl.constexpr = len(NET.operations) - 1
-    OP: tl.constexpr = NET.operations[LAST]
-    OWN: tl.constexpr = OP.inputs // RELAY.programs
-    if OP.condition == "multiply":
-        cols = _columns(OP.columns, columns_of_rows(OP.columns, gl.num_warps()))
-        seed *= gl.load(net.condition + cols)[:, None]
+    OWN: tl.constexpr = NET.operations[LAST].inputs // RELAY.programs
     g = _sloped(_shallow(w, seed), slope, LAST - 1, NET)
     _publish(g, net.gradients, block, program, LAST - 1, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()), 32)
 
@@ -207,9 +203,7 @@ def read(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.const
         mean = total / WIDTH
         variance = tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
         rstd = tl.rsqrt(variance + layer_norm_eps())
-        hat = (h - mean[:, None]) * rstd[:, None]
-        if COLUMNS > WIDTH:
-            hat = gl.where((cols < WIDTH)[None, :], hat, 0.0)
+        hat = (h - mean[:, None]) * rstd[:, None]  # in padding, too, where all that follows multiplies it by zeros
         vectors = vectors if FEW else _norm_vectors(net, cols, OP)
         h = hat * vectors[0][None, :] + vectors[1][None, :]
         if SAVE:
@@ -243,12 +237,8 @@ def read_gradient(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS:
         g = _gathered(net.gradients, block, program, i, NET, ROWS)
         total, along = _row_sums(g, product(g, hat), program)
         g = rstd[:, None] * (g - (total / WIDTH)[:, None] - hat * (along / WIDTH)[:, None])
-        if COLUMNS > WIDTH:
-            g = gl.where((cols < WIDTH)[None, :], g, 0.0)
     else:
         g = _gathered(net.gradients, block, program, i, NET, ROWS)
-    if OP.condition == "multiply":
-        g *= gl.load(net.condition + cols)[None, :]
     _hand_on(g, program)
 
 

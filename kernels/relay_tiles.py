@@ -64,6 +64,8 @@ def uncovered_by_relay(networks: Mapping[str, Program], learned: bool, terminal:
             return f"the {name}'s residual layers or blocks"
         if net.joined:
             return f"the {name}'s time embedding"
+        if name != "score" and any(op.condition != "none" for op in net.operations):
+            return f"the {name}'s conditioning"
         if net.operations[-1].norm_weight != NONE:
             return f"a norm in the {name}'s last layer"
         if max(net.columns, net.out_columns) > MOST_INPUTS:
