@@ -138,6 +138,25 @@ def uncovered(spec: NetworkSpec) -> str | None:
     return None
 
 
+def beside_chains(networks: Mapping[str, Program], learned: bool, terminal: bool) -> str | None:
+    """What a problem has beside chains of layers, which are all that some regimes hold; None if nothing.
+
+    Its cost is `learned`, or it has a `terminal` one.
+    """
+    if not learned:
+        return "a cost that is no network"
+    if terminal:
+        return "a terminal cost"
+    for name, net in networks.items():
+        if len(net.operations) < 2:
+            return f"the {name}'s single layer"
+        if net.stream_columns or net.entry.post_weight != NONE:
+            return f"the {name}'s residual layers or blocks"
+        if net.joined:
+            return f"the {name}'s time embedding"
+    return None
+
+
 @dataclass(frozen=True)
 class Copy:
     """Where a weight goes: columns `first…` of `name`, `[rows, columns]`, to a padded `[…, stride]` at `offset`."""

@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 
 from .gluon import gl
-from .packing import NONE, Program
+from .packing import NONE, Program, beside_chains
 
 ROWS = 8  # of a product
 LEAST_OWN = 16  # columns of a program: the rows of an instruction, for the weights stand on its left
@@ -53,17 +53,9 @@ def programs_of(networks: Mapping[str, Program], own: int = LEAST_OWN) -> int:
 
 def uncovered_by_relay(networks: Mapping[str, Program], learned: bool, terminal: bool, warps: int = 8) -> str | None:
     """None where the regime serves, else what it does not cover; the problem's cost is `learned`, or has a `terminal`."""
-    if not learned:
-        return "a cost that is no network"
-    if terminal:
-        return "a terminal cost"
+    if (why := beside_chains(networks, learned, terminal)) is not None:
+        return why
     for name, net in networks.items():
-        if len(net.operations) < 2:
-            return f"the {name}'s single layer, which leaves nothing to divide"
-        if net.stream_columns or net.entry.post_weight != NONE:
-            return f"the {name}'s residual layers or blocks"
-        if net.joined:
-            return f"the {name}'s time embedding"
         if name != "score" and any(op.condition != "none" for op in net.operations):
             return f"the {name}'s conditioning"
         if net.operations[-1].norm_weight != NONE:

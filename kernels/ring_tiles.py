@@ -23,7 +23,7 @@ import triton
 from torch import Tensor
 
 from .gluon import gl, mbarrier
-from .packing import NONE, Program
+from .packing import NONE, Program, beside_chains
 
 WIDEST, LEAST = 256, 64
 SHARED = 227 << 10  # bytes of a program
@@ -82,17 +82,9 @@ def _beside(rows: int, networks: Mapping[str, Program], warps: int) -> int:
 
 def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: bool) -> str | None:
     """None where the regime serves, else what it does not cover; the problem's cost is `learned`, or has a `terminal`."""
-    if not learned:
-        return "a cost that is no network"
-    if terminal:
-        return "a terminal cost"
+    if (why := beside_chains(networks, learned, terminal)) is not None:
+        return why
     for name, net in networks.items():
-        if len(net.operations) < 2:
-            return f"the {name}'s single layer"
-        if net.stream_columns or net.entry.post_weight != NONE:
-            return f"the {name}'s residual layers or blocks"
-        if net.joined:
-            return f"the {name}'s time embedding"
         if net.widest > WIDEST:
             return f"the {name}'s padded width of {net.widest}; it goes to {WIDEST}"
     if ring_of(64, 1, networks, MOST_WARPS).slots < 2:
