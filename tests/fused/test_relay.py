@@ -46,6 +46,7 @@ from tests.fused.test_grid import problem, without_graphs
 
 NZ = NX + NU
 BACKEND = "fused:relay"
+NAMED = ("dynamics", "cost", "score")
 H200 = 132  # multiprocessors
 Status = sgp.Status
 slow = pytest.mark.slow
@@ -510,9 +511,9 @@ def test_a_wait_for_a_word_that_nobody_writes_raises(where: str, monkeypatch: py
 def test_words_of_the_iteration_before_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     publish = relay_network.publish
 
-    def once(at: Any, half: Any, values: Any, stamp: Any, there: Any) -> None:
-        if int(stamp.handle.data.item()) == 1:
-            publish(at, half, values, stamp, there)
+    def once(at: Any, half: Any, values: Any, stamp: Any, *rest: Any) -> None:
+        if gluon_interpreted._number(stamp) == 1:
+            publish(at, half, values, stamp, *rest)
 
     monkeypatch.setattr(relay_network, "publish", once)
     plan(covered(batch=2, horizon=1), BACKEND, "float16", iterations=1)
@@ -542,7 +543,7 @@ def test_words_of_one_launch_are_not_left_to_the_next(monkeypatch: pytest.Monkey
 def programs(width: int = 256, hidden: int = 4, scored: bool = True) -> dict[str, Program]:
     """A problem's networks, packed, of the published shape or another."""
     spec = mlp(NZ, NX, width=width, hidden_layers=hidden, activation="elu", norm=True)
-    return {name: lay_out(spec, 16).program for name in ("dynamics", "cost", "score")[: 3 if scored else 2]}
+    return {name: lay_out(spec, 16).program for name in NAMED[: 3 if scored else 2]}
 
 
 @pytest.fixture
@@ -573,6 +574,22 @@ def test_groups_have_as_few_problems_as_there_are_multiprocessors_for(rows: int,
     assert relays_for(programs(width), rows, DEVICE) == found
     for relay in found:
         assert -(-rows // relay.problems) * relay.programs <= H200 and width // relay.programs in regime.OWN_COLUMNS
+
+
+@pytest.mark.usefixtures("on_an_h200")
+def test_groups_hold_the_controls_of_a_long_horizon() -> None:
+    """As few problems as that takes; or none, where those have too many programs."""
+    assert relays_for(programs(256), 64, DEVICE, regime.MOST_CONTROLS // 4) == [Relay(4, 8), Relay(4, 8, 4)]
+    assert relays_for(programs(256), 1, DEVICE, regime.MOST_CONTROLS) == relays_for(programs(256), 1, DEVICE)
+    assert not relays_for(programs(256), 1, DEVICE, 2 * regime.MOST_CONTROLS)
+
+
+@pytest.mark.usefixtures("on_an_h200")
+def test_no_layer_is_too_wide_for_what_the_narrowest_is_divided_into() -> None:
+    """A program has 64 columns of the widest at most."""
+    for width, found in ((512, [Relay(1, 8)]), (1024, [])):
+        nets = {name: lay_out(NetworkSpec(NZ, (Layer(width), Layer(128), Layer(NX))), 16).program for name in NAMED}
+        assert relays_for(nets, 1, DEVICE) == found
 
 
 def test_programs_have_columns_of_the_narrowest_layer() -> None:
@@ -669,7 +686,7 @@ def uncovered() -> dict[str, Case]:
         "a cost that is no network": problem("quadratic", "none", "score", width=100, batch=1, horizon=1),
         "a cost that is no network;": replace(made, problem=replace(made.problem, cost=custom)),
         "a terminal cost": problem("learned", "value", "score", width=100, batch=1, horizon=1),
-        "the dynamics's single layer, which leaves nothing to divide": fewer(made, dynamics=dynamics_of(Layer(NX))),
+        "the dynamics's single layer": fewer(made, dynamics=dynamics_of(Layer(NX))),
         "the dynamics's residual layers or blocks": fewer(
             made, dynamics=dynamics_of(Layer(100, "silu"), Layer(100, "silu", residual=True), Layer(NX))),
         "the dynamics's residual layers or blocks;": fewer(made, dynamics=dynamics_of(Layer(100), Block(100), Layer(NX))),
@@ -729,9 +746,19 @@ def test_too_many_problems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     case, settings = covered(batch=3, horizon=1), planner(horizon=1, precision="bfloat16")
     monkeypatch.setattr(regime, "relays_for", lambda *_: [])
     assert not relay_plans(case.problem, settings, 4, DEVICE, asked=False)
-    said = f"4 problems of networks as wide as these want more than the {regime.multiprocessors(DEVICE)} programs"
+    said = f"4 problems of such networks and horizon cannot be divided among the {regime.multiprocessors(DEVICE)} programs"
     with pytest.raises(ValueError, match=f"{said} of the relay regime that are resident at once; use backend='fused'"):
         plan(case, BACKEND, "bfloat16")
+
+
+@pytest.mark.parametrize(("name", "most"), [("MOST_CONTROLS", 63), ("MOST_KEPT", 1 << 13)])
+def test_longer_horizons_are_refused(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose controls a program cannot hold, or whose activations are too many to keep."""
+    through(monkeypatch, 4)
+    monkeypatch.setattr(regime, name, most)
+    said = "horizon is 3: 64 controls for a group of the relay regime, and .* GB of activations; it goes to .* and .* GB"
+    with pytest.raises(ValueError, match=f"{said}; use backend='fused', which takes another"):
+        plan(covered(batch=4, horizon=3), BACKEND, "bfloat16")
 
 
 def test_more_programs_than_are_resident_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,14 +153,15 @@ def relays_for(
     more than its registers: that is for what would not fit otherwise. A row of 256 is little for eight warps. `controls` are
     those of a problem's plan, padded.
     """
+    sizes = [n for n in (1, 2, 4, 8) if n * controls <= MOST_CONTROLS]
     if is_interpreted():
-        return [Relay(min(ROWS, rows), 1)]
+        return [Relay(min(n, rows), 1) for n in sizes[-1:]]
     found = []
     widest = max(op.columns for net in networks.values() for op in net.operations[:-1])
     for columns in OWN_COLUMNS:
         programs = programs_of(networks, columns)
-        fitting = [n for n in (1, 2, 4, 8) if -(-rows // n) * programs <= multiprocessors(device)]
-        fitting = [n for n in fitting if n * controls <= MOST_CONTROLS and widest <= OWN_COLUMNS[-1] * programs]
+        fitting = [n for n in sizes if -(-rows // n) * programs <= multiprocessors(device)]
+        fitting = fitting if widest <= OWN_COLUMNS[-1] * programs else []
         if fitting and (columns < OWN_COLUMNS[-1] or not found):
             found.append(Relay(fitting[0], programs))
     if found and widest <= 256:
