@@ -101,10 +101,10 @@ RINGS = {
     (1, 8, 0): 0, (1, 16, 0): 64, (1, 8, 2): 0, (4, 8, 2): 16,
     (8, 8, 0): 144, (16, 8, 0): 144, (64, 8, 0): 144, (64, 16, 0): 320,
 }  # fmt: skip
-# Width, problems, programs of a group and warps of the relay regime, and its bytes of stack at most: 64 columns a program at
-# width 1024 are 128 registers of weights alone.
+# Width, problems, programs of a group, warps and whether a layer is whole in the relay regime, and bytes of stack at most:
+# 64 columns a program at width 1024 are 128 registers of weights alone.
 RELAYS = {
-    (256, 1, 16, 8): 0, (256, 1, 16, 4): 0, (256, 1, 8, 8): 0, (256, 8, 16, 8): 0,
+    (256, 1, 16, 8, True): 0, (256, 1, 16, 8): 0, (256, 1, 16, 4): 0, (256, 8, 16, 8): 0,
     (1024, 1, 64, 8): 0, (1024, 1, 32, 8): 16, (1024, 8, 64, 8): 48, (1024, 8, 16, 8): 400,
 }  # fmt: skip
 RING_STACK = {f"ring_kernel, {ring_name(*way)}": most for way, most in RINGS.items()}
@@ -232,9 +232,9 @@ def launches(arch: int) -> Iterator[Launch]:
             yield _grid(width, problems, dtype, PROGRAMS[arch])
         yield _grid(256, 1, "bf16", PROGRAMS[arch], traced=True)
     if arch >= 90:
-        for way in RELAYS:
-            yield _relay(*way, "bf16")
-        yield _relay(256, 1, 16, 8, "fp16")
+        for width, *way in RELAYS:
+            yield _relay(width, Relay(*way), "bf16")
+        yield _relay(256, Relay(1, 16), "fp16")
     if arch == 90:
         for way in RINGS:
             yield _ring(*way, "bf16")
@@ -497,22 +497,22 @@ def _ring(problems: int, warps: int, pinned: int, dtype: str) -> Launch:
     return Launch(f"ring_kernel, {ring_name(problems, warps, pinned)}", "SGP 4×256", dtype, run, work=work)
 
 
-def _relay(width: int, problems: int, programs: int, warps: int, dtype: str) -> Launch:
+def _relay(width: int, relay: Relay, dtype: str) -> Launch:
     """All iterations of a group's problems."""
     kind = DTYPES[dtype][0]
     case, packed = _packed(width, kind)
     networks = {name: model.network.program for name, model in packed.models.items()}
-    relay = Relay(problems, programs, warps)
 
     def run() -> None:
-        buffers = Buffers.allocate(problems, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
+        rows = relay.problems
+        buffers = Buffers.allocate(rows, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
         RelayPlan(packed, replace(case.planner, iterations=1), buffers, 1, relay).iterate(0, 1)
 
     rows = relay.blocks(HORIZON) * EIGHT
-    flops = HORIZON * problems * 2 * networks["dynamics"].flops_per_row()
+    flops = HORIZON * relay.problems * 2 * networks["dynamics"].flops_per_row()
     flops += rows * (2 * networks["cost"].flops_per_row() + networks["score"].flops_per_row())
     numbers = sum(op.inputs * op.columns for net in networks.values() for op in net.operations)
-    words = 8 * sum(words_of(networks, HORIZON, relay, 0).values()) * (programs + 1)
+    words = 8 * sum(words_of(networks, HORIZON, relay, 0).values()) * (relay.programs + 1)
     work = Work(flops, 2 * numbers * 2 * HORIZON + words)
     return Launch(f"relay_kernel, {relay_name(relay)}", f"SGP 4×{width}", dtype, run, work=work)
 

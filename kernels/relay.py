@@ -7,7 +7,8 @@
 
 A plan of few problems is one layer behind the other, some thousands of them, and what a layer takes is the time to hand it
 on: here one store and one load of the L2. Weights are asked for while the row is on its way. States, costates and pulls are
-computed by every program, for itself; problem by problem the first program of a group steps and publishes the controls.
+computed by every program, for itself, and so may the first layer of a narrow network be, and backward the last (`Relay.whole`);
+the first program of a group steps and publishes the controls.
 
     rollout   t = 0 … T−1    x_{t+1} = x_t + scale ⊙ dynamics(x_t, u_t)
     costs     all t          cost and its gradient, score, the pull p_t = ∂_z c − β s             eight rows at once
@@ -38,13 +39,17 @@ from .relay_network import (
     backward,
     begin,
     begin_backward,
+    begin_backward_whole,
+    begin_whole,
     first_weights,
+    first_weights_whole,
     forward,
     input_gradient,
     input_weights,
     last_slope,
     last_weights,
     last_weights_turned,
+    last_weights_whole,
     output,
 )
 from .relay_tiles import columns_of_rows, plain, some, split_numbers
@@ -264,6 +269,7 @@ def _roll_out(
     is_u = (rows < ROWS) & (cols >= NX) & (cols < NX + NU)
     x = gl.load(at.x0 + problem * NX + cols, mask=is_x, other=0.0)
     gl.store(at.x + problem * (T + 1) * NX + cols, x, mask=is_x & group.leads)
+    WHOLE: tl.constexpr = RELAY.whole and LAST > 1
     w, terms = first_weights(net, program, NET, RELAY)
     scale = _column(scale_ptr, cols, NX)
     b, inv_k = _column(model.b, cols, NX + NU), _column(model.inv_k, cols, NX + NU)
@@ -271,9 +277,12 @@ def _roll_out(
     for t in range(steps):
         z = x + u
         gl.store(scratch.inputs + (t * ROWS + rows) * COLUMNS + cols, z, mask=rows < ROWS)
-        begin(w, (z - b) * inv_k, terms, net, t, program, NET, ROWS, RELAY)
+        if WHOLE:
+            begin_whole(first_weights_whole(net, NET), (z - b) * inv_k, net, t, program, NET, ROWS)
+        else:
+            begin(w, (z - b) * inv_k, terms, net, t, program, NET, ROWS, RELAY)
         for i in gl.static_range(1, LAST):
-            forward(net, t, t + 1, program, i, NET, ROWS, RELAY, True)
+            forward(net, t, t + 1, program, i, NET, ROWS, RELAY, True, WHOLE and i == 1)
         u = gl.load(scratch.controls + rows * PLAN[4] + (t + 1) * NU + cols - NX, mask=is_u & (t + 1 < T), other=0.0)
         h = output(last_weights(net, NET), net, t, program, NET, ROWS, True)
         if NET.operations[LAST].saved >= 0:
@@ -314,9 +323,9 @@ def _costs_and_scores(
             begin(score_w, _normalised(z, score, cols, NZ), score_terms, score_net, block, program, SCORE, 8, RELAY)
     for i in gl.static_range(1, max(LAST, SCORE_LAST)):
         if i < LAST:
-            forward(net, 0, BLOCKS, program, i, COST, 8, RELAY, True)
+            forward(net, 0, BLOCKS, program, i, COST, 8, RELAY, True, False)
         if i < SCORE_LAST:
-            forward(score_net, 0, BLOCKS, program, i, SCORE, 8, RELAY, False)
+            forward(score_net, 0, BLOCKS, program, i, SCORE, 8, RELAY, False, False)
     w, turned = last_weights(net, COST), last_weights_turned(net, program, COST, RELAY)
     for block in range(BLOCKS):
         h = output(w, net, block, program, COST, 8, True)
@@ -340,7 +349,7 @@ def _costs_and_scores(
             gl.store(at.score + (problem * T + step) * NZ + cols, s, mask=is_z & group.leads)
             gl.store(scratch.pull + row * COLUMNS + cols, -beta * s, mask=row < T * PROBLEMS)
     for j in gl.static_range(LAST - 1):
-        backward(net, 0, BLOCKS, program, LAST - 1 - j, COST, 8, RELAY)
+        backward(net, 0, BLOCKS, program, LAST - 1 - j, COST, 8, RELAY, False)
     w = input_weights(net, COST)
     for block in range(BLOCKS):
         grad = input_gradient(w, net, block, program, COST, 8)
@@ -369,6 +378,7 @@ def _pull_back(
     costate = gl.zeros([COLUMNS, 8], gl.float32, layout=columns_of_rows(COLUMNS, gl.num_warps()))
     gl.store(at.costate + (problem * (T + 1) + T) * NX + cols, costate, mask=inside & (cols < NX) & group.leads)
     costate = _keep_gradient(_pull(T - 1, scratch, rows, cols, PLAN, COLUMNS), T - 1, at, search, group, COLUMNS, PLAN)
+    WHOLE: tl.constexpr = RELAY.whole and LAST > 1
     w, scale = last_weights_turned(net, program, NET, RELAY), _column(scale_ptr, cols, NX)
     inv_k = _column(model.inv_k, cols, NX + NU)
     slope = last_slope(net, max(T - 2, 0), program, NET, ROWS, RELAY)
@@ -379,9 +389,12 @@ def _pull_back(
             place = net.saved + (t * NET.saved + NET.operations[LAST].saved) * ROWS + rows * COLUMNS + cols
             h = gl.load(place, mask=rows < ROWS, other=0.0).to(gl.float32)
             seed = gl.where(cols < NX, activate_vjp(seed, h, KIND), 0.0)
-        begin_backward(w, seed, slope, net, t, program, NET, ROWS, RELAY)
+        if WHOLE:
+            begin_backward_whole(last_weights_whole(net, t, program, NET, ROWS), seed, program, NET)
+        else:
+            begin_backward(w, seed, slope, net, t, program, NET, ROWS, RELAY)
         for k in gl.static_range(LAST - 1):
-            backward(net, t, t + 1, program, LAST - 1 - k, NET, ROWS, RELAY)
+            backward(net, t, t + 1, program, LAST - 1 - k, NET, ROWS, RELAY, WHOLE and k == 0)
         costate += _pull(t, scratch, rows, cols, PLAN, COLUMNS)
         slope = last_slope(net, gl.where(t > 0, t - 1, 0), program, NET, ROWS, RELAY)
         costate += input_gradient(input_weights(net, NET), net, t, program, NET, ROWS) * inv_k

@@ -35,6 +35,7 @@ from .relay_tiles import (
     threads_of,
     together,
     together_in_depth,
+    whole_product,
     words_before,
     words_of_columns,
     words_of_pairs,
@@ -80,7 +81,8 @@ def first_weights(net, program, NET: tl.constexpr, RELAY: tl.constexpr):
     OP: tl.constexpr = NET.operations[0]
     OWN: tl.constexpr = OP.columns // RELAY.programs
     cols = program.number * OWN + _columns(OWN, pairs(OWN, gl.num_warps()))
-    w = _shallow_weights(net.weights + OP.weight + program.number * (OWN * OP.inputs), OWN, OP.inputs)
+    SHALLOW: tl.constexpr = shallow_product(gl.num_warps())
+    w = _shallow_weights(net.weights + OP.weight + program.number * (OWN * OP.inputs), OWN, OP.inputs, SHALLOW)
     return w, _terms(net, cols, 0, NET)
 
 
@@ -93,17 +95,57 @@ def begin(w, z, terms, net, block, program, NET: tl.constexpr, ROWS: tl.constexp
 
 
 @jit
+def first_weights_whole(net, NET: tl.constexpr):
+    """Of the first layer, all of it, what is added to its product, and its norm's vectors."""
+    OP: tl.constexpr = NET.operations[0]
+    LAYOUT: tl.constexpr = whole_product(gl.num_warps())
+    cols = _columns(OP.columns, LAYOUT)
+    w = _shallow_weights(net.weights + OP.weight, OP.columns, OP.inputs, LAYOUT)
+    if OP.norm_weight >= 0:
+        return w, _terms(net, cols, 0, NET), _norm_vectors(net, cols, OP)
+    else:
+        return w, _terms(net, cols, 0, NET), (cols, cols)
+
+
+@jit
+def begin_whole(w, z, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr):
+    """The first layer for normalised inputs `z [columns, 8]`, computed by every program: the operand of the second."""
+    OP: tl.constexpr = NET.operations[0]
+    WIDTH: tl.constexpr = OP.width
+    KIND: tl.constexpr = OP.activation
+    LAYOUT: tl.constexpr = whole_product(gl.num_warps())
+    cols, rows = _columns(OP.columns, LAYOUT)[:, None], _rows(LAYOUT)
+    h = _conditioned(_product(w[0], z, LAYOUT), w[1], 0, NET)
+    if OP.norm_weight >= 0:
+        total, squares = gl.reduce((h, product(h, h)), 0, _add_pairs)
+        mean, rstd = _moments(total, squares, WIDTH)
+        hat = (h - mean[None, :]) * rstd[None, :]
+        gl.store(_moment(net, block, rows, 0, NET, ROWS), rstd, mask=rows < ROWS)
+        place = _saved(net, block, rows[None, :], cols, 0, NET, ROWS)
+        gl.store(place, hat.to(net.saved.dtype.element_ty), mask=rows[None, :] < ROWS)
+        h = hat * w[2][0][:, None] + w[2][1][:, None]
+    elif OP.saved >= 0:
+        place = _saved(net, block, rows[None, :], cols, 0, NET, ROWS)
+        gl.store(place, h.to(net.saved.dtype.element_ty), mask=rows[None, :] < ROWS)
+    _hand_on(activate(h, KIND, False).permute((1, 0)), program)
+
+
+@jit
 def forward(
     net, first, last, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr,
-    SAVE: tl.constexpr,
+    SAVE: tl.constexpr, THERE: tl.constexpr,
 ):  # fmt: skip
-    """Leave the own columns of layer i ≥ 1, of some blocks of rows. With SAVE what a gradient needs is kept."""
+    """Leave the own columns of layer i ≥ 1, of some blocks of rows. With SAVE what a gradient needs is kept.
+
+    THERE says that its operand stands in shared memory already.
+    """
     OP: tl.constexpr = NET.operations[i]
     OWN: tl.constexpr = OP.columns // RELAY.programs
     w = weights(net.weights + OP.weight + program.number * (OWN * OP.inputs), OWN, OP.inputs)
     terms = _terms(net, program.number * OWN + _columns(OWN, columns_of_rows(OWN, gl.num_warps())), i, NET)
     for block in range(first, last):
-        read(net, block, program, i - 1, NET, ROWS, SAVE)
+        if not THERE:
+            read(net, block, program, i - 1, NET, ROWS, SAVE)
         h = _conditioned(deep(w, program, OWN, OP.inputs), terms, i, NET)
         WORDS: tl.constexpr = words_of_columns(OWN, gl.num_warps())
         _publish(h, net.words, block, program, i, NET, ROWS, OWN, WORDS, threads_of(OWN, gl.num_warps()))
@@ -132,7 +174,8 @@ def last_weights_turned(net, program, NET: tl.constexpr, RELAY: tl.constexpr):
     """Of the last layer, transposed, the own columns of the layer before."""
     OP: tl.constexpr = NET.operations[len(NET.operations) - 1]
     OWN: tl.constexpr = OP.inputs // RELAY.programs
-    return _shallow_weights(net.turned + OP.weight + program.number * (OWN * OP.columns), OWN, OP.columns)
+    at = net.turned + OP.weight + program.number * (OWN * OP.columns)
+    return _shallow_weights(at, OWN, OP.columns, shallow_product(gl.num_warps()))
 
 
 @jit
@@ -155,14 +198,50 @@ def begin_backward(
 
 
 @jit
-def backward(net, first, last, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr):
-    """From the gradient in layer i ≥ 1 to ĝ of the own columns of layer i − 1, of some blocks of rows."""
+def last_weights_whole(net, block, program, NET: tl.constexpr, ROWS: tl.constexpr):
+    """Of the last layer, transposed, all of it; and of the last hidden layer the slope and 1/√(variance + ε)."""
+    LAST: tl.constexpr = len(NET.operations) - 1
+    OP: tl.constexpr = NET.operations[LAST]
+    BEFORE: tl.constexpr = NET.operations[LAST - 1]
+    LAYOUT: tl.constexpr = whole_product(gl.num_warps())
+    everything = Program(program.number * 0, program.stamp, program.y, program.room)
+    rstd = _rows(LAYOUT)
+    if BEFORE.norm_weight >= 0:
+        rstd = gl.load(_moment(net, block, rstd, LAST - 1, NET, ROWS), mask=rstd < ROWS, other=0.0)
+    w = _shallow_weights(net.turned + OP.weight, OP.inputs, OP.columns, LAYOUT)
+    return w, _slope(net, block, everything, LAST - 1, NET, ROWS, OP.inputs, LAYOUT), rstd
+
+
+@jit
+def begin_backward_whole(w, seed, program, NET: tl.constexpr):
+    """From a gradient `seed [out_columns, 8]` to that in the last hidden layer's product, computed by every program."""
+    LAST: tl.constexpr = len(NET.operations) - 1
+    BEFORE: tl.constexpr = NET.operations[LAST - 1]
+    WIDTH: tl.constexpr = BEFORE.width
+    g = _sloped(_product(w[0], seed, whole_product(gl.num_warps())), w[1], LAST - 1, NET)
+    if BEFORE.norm_weight >= 0:
+        hat = w[1][0].to(gl.float32)
+        total, along = gl.reduce((g, product(g, hat)), 0, _add_pairs)
+        g = w[2][None, :] * (g - (total / WIDTH)[None, :] - hat * (along / WIDTH)[None, :])
+    _hand_on(g.permute((1, 0)), program)
+
+
+@jit
+def backward(
+    net, first, last, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr,
+    THERE: tl.constexpr,
+):  # fmt: skip
+    """From the gradient in layer i ≥ 1 to ĝ of the own columns of layer i − 1, of some blocks of rows.
+
+    THERE says that it stands in shared memory already.
+    """
     OP: tl.constexpr = NET.operations[i]
     OWN: tl.constexpr = OP.inputs // RELAY.programs
     w = weights(net.turned + OP.weight + program.number * (OWN * OP.columns), OWN, OP.columns)
     for block in range(first, last):
         slope = _slope(net, block, program, i - 1, NET, ROWS, OWN, columns_of_rows(OWN, gl.num_warps()))
-        read_gradient(net, block, program, i, NET, ROWS)
+        if not THERE:
+            read_gradient(net, block, program, i, NET, ROWS)
         g = _sloped(deep(w, program, OWN, OP.columns), slope, i - 1, NET)
         WORDS: tl.constexpr = words_of_columns(OWN, gl.num_warps())
         _publish(g, net.gradients, block, program, i - 1, NET, ROWS, OWN, WORDS, threads_of(OWN, gl.num_warps()))
@@ -200,9 +279,7 @@ def read(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.const
         h = _gathered(net.words, block, program, i, NET, ROWS)
         # In one pass: what cancels is less than the rounding of 16-bit products, unless a mean is a hundred deviations.
         total, squares = _row_sums(h, product(h, h), program)
-        mean = total / WIDTH
-        variance = tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        rstd = tl.rsqrt(variance + layer_norm_eps())
+        mean, rstd = _moments(total, squares, WIDTH)
         hat = (h - mean[:, None]) * rstd[:, None]  # in padding, too, where all that follows multiplies it by zeros
         vectors = vectors if FEW else _norm_vectors(net, cols, OP)
         h = hat * vectors[0][None, :] + vectors[1][None, :]
@@ -214,6 +291,14 @@ def read(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.const
         if SAVE and OP.saved >= 0:
             gl.store(_saved(net, block, rows[:, None], cols[None, :], i, NET, ROWS), h.to(net.saved.dtype.element_ty))
     _hand_on(activate(h, KIND, False), program)
+
+
+@jit
+def _moments(total, squares, WIDTH: tl.constexpr):
+    """The mean, and 1/√(variance + ε), of the sums of numbers and of their squares."""
+    mean = total / WIDTH
+    variance = tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return mean, tl.rsqrt(variance + layer_norm_eps())
 
 
 @jit
@@ -303,9 +388,9 @@ def deep(w, program, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
 
 
 @jit
-def _shallow_weights(ptr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
+def _shallow_weights(ptr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRODUCT: tl.constexpr):
     """Rows of a matrix with few columns, which lies row by row."""
-    LEFT: tl.constexpr = gl.DotOperandLayout(0, shallow_product(gl.num_warps()), 2)
+    LEFT: tl.constexpr = gl.DotOperandLayout(0, PRODUCT, 2)
     rows = gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, LEFT))
     k = gl.arange(0, DEPTH, layout=gl.SliceLayout(0, LEFT))
     return gl.load(ptr + rows[:, None] * DEPTH + k[None, :])
@@ -313,12 +398,15 @@ def _shallow_weights(ptr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
 
 @jit
 def _shallow(w, z):
-    """Their product with `z [DEPTH, 8]`."""
+    """Their product with `z [DEPTH, 8]`, as it is published."""
+    return gl.convert_layout(_product(w, z, shallow_product(gl.num_warps())), pairs(w.shape[0], gl.num_warps()))
+
+
+@jit
+def _product(w, z, LAYOUT: tl.constexpr):
     COLUMNS: tl.constexpr = w.shape[0]
-    PRODUCT: tl.constexpr = shallow_product(gl.num_warps())
-    z = gl.convert_layout(z.to(w.dtype), gl.DotOperandLayout(1, PRODUCT, 2))
-    h = mma_v2(w, z, gl.zeros([COLUMNS, 8], gl.float32, layout=PRODUCT))
-    return gl.convert_layout(h, pairs(COLUMNS, gl.num_warps()))
+    z = gl.convert_layout(z.to(w.dtype), gl.DotOperandLayout(1, LAYOUT, 2))
+    return mma_v2(w, z, gl.zeros([COLUMNS, 8], gl.float32, layout=LAYOUT))
 
 
 @jit

@@ -35,11 +35,14 @@ class Relay:
     problems  of a group, whose programs plan together: a power of two, 8 at most
     programs  of a group
     warps     of a program
+    whole     every program computes the first hidden layer of the dynamics, and backward the last, which then is not
+              handed on: of three layers or more
     """
 
     problems: int
     programs: int
     warps: int = 8
+    whole: bool = False
 
     def blocks(self, horizon: int) -> int:
         """Blocks of eight rows that all steps of the problems make."""
@@ -207,6 +210,12 @@ def deep_product(warps):
 def shallow_product(warps):
     """Of a product `[columns, 8]` that every warp computes."""
     return gl.NVMMADistributedLayout([2, 0], [1, warps], [16, 8])
+
+
+@triton.constexpr_function
+def whole_product(warps):
+    """Of a product `[columns, 8]` whose columns the warps have divided."""
+    return gl.NVMMADistributedLayout([2, 0], [warps, 1], [16, 8])
 
 
 @triton.constexpr_function

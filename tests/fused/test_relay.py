@@ -62,7 +62,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def through(monkeypatch: pytest.MonkeyPatch, problems: int, programs: int | None = None, warps: int = 8) -> None:
+def through(
+    monkeypatch: pytest.MonkeyPatch, problems: int, programs: int | None = None, warps: int = 8, whole: bool = False
+) -> None:
     """Plan with such groups, over memory that is NaN wherever it is written before it is read.
 
     By default a group has one program where it is interpreted, and on a GPU one for 16 columns of the narrowest layer.
@@ -70,7 +72,7 @@ def through(monkeypatch: pytest.MonkeyPatch, problems: int, programs: int | None
 
     def make(packed: PackedProblem, settings: sgp.SGP, buffers: Buffers, settled: int) -> RelayPlan:
         usual = 1 if INTERPRETED else programs_of({name: net.network.program for name, net in packed.models.items()})
-        made = RelayPlan(packed, settings, buffers, settled, Relay(problems, programs or usual, warps))
+        made = RelayPlan(packed, settings, buffers, settled, Relay(problems, programs or usual, warps, whole))
         named = ["x", "costate", "grad_u", "running", "terminal"]
         named += ["score"] * (packed.score is not None) + ["change"] * (packed.control_change > 0)
         for tensor in (*made.workspace, *(getattr(buffers, n) for n in named)):
@@ -169,9 +171,10 @@ def test_plans_of_every_kind(
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "normed"])
 @pytest.mark.parametrize("activation", ["identity", "relu", "elu", "silu", "gelu", "mish", "tanh"])
-def test_every_activation(activation: Any, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In all layers of the dynamics, the last one's among them, and of the cost."""
-    through(monkeypatch, 2)
+@pytest.mark.parametrize("whole", [False, True], ids=["handed on", "whole"])
+def test_every_activation(activation: Any, norm: bool, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all layers of the dynamics, the last one's among them, and of the cost; where all programs compute a layer, too."""
+    through(monkeypatch, 2, whole=whole)
     case = covered(scored=None, batch=2, horizon=2)
     layers = (Layer(90, activation, norm=norm), Layer(128, activation, norm=norm))
     given = fewer(case, dynamics=dynamics_of(*layers, Layer(NX, activation)), cost=cost_of(*layers, Layer(1, activation)))
@@ -561,16 +564,16 @@ def on_an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
         (4, 1024, [Relay(2, 64), Relay(1, 32)]),
         (64, 1024, [Relay(8, 16)]),
         (128, 1024, []),
-        (1, 256, [Relay(1, 16), Relay(1, 16, 4), Relay(1, 8)]),
-        (8, 256, [Relay(1, 16), Relay(1, 16, 4), Relay(1, 8)]),
-        (64, 256, [Relay(8, 16), Relay(8, 16, 4), Relay(4, 8)]),
+        (1, 256, [Relay(1, 16, whole=True), Relay(1, 16), Relay(1, 16, 4)]),
+        (16, 256, [Relay(2, 16, whole=True), Relay(2, 16), Relay(2, 16, 4)]),
+        (64, 256, [Relay(8, 16), Relay(8, 16, 4)]),
         (128, 256, [Relay(8, 8), Relay(8, 8, 4)]),
         (256, 256, [Relay(8, 4), Relay(8, 4, 4)]),
         (512, 256, []),
     ],
 )
 def test_groups_have_as_few_problems_as_there_are_multiprocessors_for(rows: int, width: int, found: list[Relay]) -> None:
-    """Of programs of 16 columns, of narrow rows with four warps too; and of programs of 32 columns."""
+    """Of programs of 16 columns, and of 32; of narrow rows with four warps too, and a layer that is not handed on."""
     assert relays_for(programs(width), rows, DEVICE) == found
     for relay in found:
         assert -(-rows // relay.problems) * relay.programs <= H200 and width // relay.programs in regime.OWN_COLUMNS

@@ -41,7 +41,7 @@ class Emulated:
     """A plan to be emulated: a learned problem, and how the regime divides it.
 
     seed      draws the networks and the sizes of states and controls, if it is given; `width` and `hidden` are not used then
-    problems  of a program of the ring, or of a group of the relay, which has so many `programs`
+    problems  of a program of the ring, or of a group of the relay, which has so many `programs`, and a layer `whole` or not
     pinned    of the ring alone
     bad       problems whose start is no number: the others are held, bit for bit, to the plan in which all are good
     slices    iterations at which another launch goes on
@@ -64,6 +64,7 @@ class Emulated:
     clip: float | None = None
     problems: int = 1
     programs: int = 1
+    whole: bool = False
     warps: int = 8
     pinned: int = 0
     bad: tuple[int, ...] = ()
@@ -97,7 +98,7 @@ def _planned(given: Emulated, case: Case, settings: SGP) -> tuple[Found, Plan]:
         if given.regime == "ring":
             made = RingPlan(packed, settings, buffers, settled, given.problems, given.warps, given.pinned)
         else:
-            relay = Relay(given.problems, given.programs, given.warps)
+            relay = Relay(given.problems, given.programs, given.warps, given.whole)
             made = RelayPlan(packed, settings, buffers, settled, relay)
         named = ["x", "costate", "grad_u", "running", "terminal"]
         named += ["score"] * (packed.score is not None) + ["change"] * (packed.control_change > 0)

@@ -26,6 +26,8 @@ PLANS: list[dict[str, Any]] = [
         for order in ("last", 1)
     ),
     RELAY | {"programs": 2, "problems": 8, "batch": 8, "precision": "bfloat16", "step_size": 0.0, "schedule": "first"},
+    # A layer that every program computes, of one problem and of some.
+    *(RELAY | {"whole": True, "problems": n, "batch": n, "hidden": 3, "schedule": 4} for n in (1, 4)),
     # Four warps, and more rows than a block has.
     RELAY | {"hidden": 1, "scored": "unconditioned", "warps": 4, "horizon": 9, "iterations": 1, "schedule": 2},
     # A launch an iteration.

@@ -150,8 +150,8 @@ def relays_for(
     """Cuts of a bucket, the likeliest first, with as few problems a group as there are multiprocessors for; or none.
 
     A program has 16 columns of the narrowest layer, or 32, so that half as many read every word. With 64 its weights fill
-    more than its registers: that is for what would not fit otherwise. A row of 256 is little for eight warps. `controls` are
-    those of a problem's plan, padded.
+    more than its registers: that is for what would not fit otherwise. A row of 256 is little for eight warps, and less to
+    compute than to hand on, for one or two problems. `controls` are those of a problem's plan, padded.
     """
     sizes = [n for n in (1, 2, 4, 8) if n * controls <= MOST_CONTROLS]
     if is_interpreted():
@@ -165,7 +165,8 @@ def relays_for(
         if fitting and (columns < OWN_COLUMNS[-1] or not found):
             found.append(Relay(fitting[0], programs))
     if found and widest <= 256:
-        found.insert(1, replace(found[0], warps=4))
+        found = [found[0], replace(found[0], warps=4)]
+        found = [replace(found[0], whole=True), *found] if found[0].problems <= 2 else found
     return list(dict.fromkeys(found))
 
 
@@ -181,8 +182,8 @@ def relay_plans(problem: Problem, planner: SGP, rows: int, device: torch.device,
 
 def name(relay: Relay) -> str:
     """What a cut is called."""
-    more = f", {relay.warps} warps" if relay.warps != Relay.warps else ""
-    return f"{relay.problems} problems, {relay.programs} programs{more}"
+    more = [f"{relay.warps} warps"] * (relay.warps != Relay.warps) + ["a layer whole"] * relay.whole
+    return ", ".join((f"{relay.problems} problems", f"{relay.programs} programs", *more))
 
 
 def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
