@@ -7,7 +7,7 @@
 
 A plan of few problems is one layer behind the other, some thousands of them, and what a layer takes is the time to hand it
 on: here one store and one load of the L2. Weights are asked for while the row is on its way. States, costates and pulls are
-computed by every program, for itself, and so may the first layer of a narrow network be, and backward the last (`Relay.whole`);
+computed by every program, for itself, and so may a narrow network's first layer be, and backward its last (`Relay.whole`);
 the first program of a group steps and publishes the controls.
 
     rollout   t = 0 … T−1    x_{t+1} = x_t + scale ⊙ dynamics(x_t, u_t)
@@ -47,9 +47,10 @@ from .relay_network import (
     input_gradient,
     input_weights,
     last_slope,
+    last_slope_whole,
     last_weights,
     last_weights_turned,
-    last_weights_whole,
+    last_weights_turned_whole,
     output,
 )
 from .relay_tiles import columns_of_rows, plain, some, split_numbers
@@ -270,7 +271,7 @@ def _roll_out(
     x = gl.load(at.x0 + problem * NX + cols, mask=is_x, other=0.0)
     gl.store(at.x + problem * (T + 1) * NX + cols, x, mask=is_x & group.leads)
     WHOLE: tl.constexpr = RELAY.whole and LAST > 1
-    w, terms = first_weights(net, program, NET, RELAY)
+    w = first_weights_whole(net, NET) if WHOLE else first_weights(net, program, NET, RELAY)
     scale = _column(scale_ptr, cols, NX)
     b, inv_k = _column(model.b, cols, NX + NU), _column(model.inv_k, cols, NX + NU)
     u = gl.load(scratch.controls + rows * PLAN[4] + cols - NX, mask=is_u, other=0.0)
@@ -278,12 +279,14 @@ def _roll_out(
         z = x + u
         gl.store(scratch.inputs + (t * ROWS + rows) * COLUMNS + cols, z, mask=rows < ROWS)
         if WHOLE:
-            begin_whole(first_weights_whole(net, NET), (z - b) * inv_k, net, t, program, NET, ROWS)
+            begin_whole(w, (z - b) * inv_k, net, t, program, NET, ROWS)
         else:
-            begin(w, (z - b) * inv_k, terms, net, t, program, NET, ROWS, RELAY)
+            begin(w, (z - b) * inv_k, net, t, program, NET, ROWS, RELAY)
         for i in gl.static_range(1, LAST):
             forward(net, t, t + 1, program, i, NET, ROWS, RELAY, True, WHOLE and i == 1)
         u = gl.load(scratch.controls + rows * PLAN[4] + (t + 1) * NU + cols - NX, mask=is_u & (t + 1 < T), other=0.0)
+        if WHOLE:
+            w = first_weights_whole(net, NET)
         h = output(last_weights(net, NET), net, t, program, NET, ROWS, True)
         if NET.operations[LAST].saved >= 0:
             place = net.saved + (t * NET.saved + NET.operations[LAST].saved) * ROWS + rows * COLUMNS + cols
@@ -311,16 +314,16 @@ def _costs_and_scores(
     LAST: tl.constexpr = len(COST.operations) - 1
     KIND: tl.constexpr = COST.operations[LAST].activation
     SCORE_LAST: tl.constexpr = 0 if SCORE is None else len(SCORE.operations) - 1
-    w, terms = first_weights(net, program, COST, RELAY)
-    score_w, score_terms = w, terms  # without a score nothing reads them
+    w = first_weights(net, program, COST, RELAY)
+    score_w = w  # without a score nothing reads it
     if SCORE is not None:
-        score_w, score_terms = first_weights(score_net, program, SCORE, RELAY)
+        score_w = first_weights(score_net, program, SCORE, RELAY)
     for block in range(BLOCKS):
         problem, step, inside, row, cols = _steps(group, block, COLUMNS, PLAN)
         z = gl.load(scratch.inputs + row * COLUMNS + cols, mask=row < T * PROBLEMS, other=0.0)
-        begin(w, _normalised(z, cost, cols, NZ), terms, net, block, program, COST, 8, RELAY)
+        begin(w, _normalised(z, cost, cols, NZ), net, block, program, COST, 8, RELAY)
         if SCORE is not None:
-            begin(score_w, _normalised(z, score, cols, NZ), score_terms, score_net, block, program, SCORE, 8, RELAY)
+            begin(score_w, _normalised(z, score, cols, NZ), score_net, block, program, SCORE, 8, RELAY)
     for i in gl.static_range(1, max(LAST, SCORE_LAST)):
         if i < LAST:
             forward(net, 0, BLOCKS, program, i, COST, 8, RELAY, True, False)
@@ -379,8 +382,8 @@ def _pull_back(
     gl.store(at.costate + (problem * (T + 1) + T) * NX + cols, costate, mask=inside & (cols < NX) & group.leads)
     costate = _keep_gradient(_pull(T - 1, scratch, rows, cols, PLAN, COLUMNS), T - 1, at, search, group, COLUMNS, PLAN)
     WHOLE: tl.constexpr = RELAY.whole and LAST > 1
-    w, scale = last_weights_turned(net, program, NET, RELAY), _column(scale_ptr, cols, NX)
-    inv_k = _column(model.inv_k, cols, NX + NU)
+    w = last_weights_turned_whole(net, NET) if WHOLE else last_weights_turned(net, program, NET, RELAY)
+    scale, inv_k = _column(scale_ptr, cols, NX), _column(model.inv_k, cols, NX + NU)
     slope = last_slope(net, max(T - 2, 0), program, NET, ROWS, RELAY)
     for j in range(T - 1):
         t = T - 2 - j
@@ -390,13 +393,15 @@ def _pull_back(
             h = gl.load(place, mask=rows < ROWS, other=0.0).to(gl.float32)
             seed = gl.where(cols < NX, activate_vjp(seed, h, KIND), 0.0)
         if WHOLE:
-            begin_backward_whole(last_weights_whole(net, t, program, NET, ROWS), seed, program, NET)
+            begin_backward_whole(w, seed, last_slope_whole(net, t, program, NET, ROWS), program, NET)
         else:
             begin_backward(w, seed, slope, net, t, program, NET, ROWS, RELAY)
         for k in gl.static_range(LAST - 1):
             backward(net, t, t + 1, program, LAST - 1 - k, NET, ROWS, RELAY, WHOLE and k == 0)
         costate += _pull(t, scratch, rows, cols, PLAN, COLUMNS)
         slope = last_slope(net, gl.where(t > 0, t - 1, 0), program, NET, ROWS, RELAY)
+        if WHOLE:
+            w = last_weights_turned_whole(net, NET)
         costate += input_gradient(input_weights(net, NET), net, t, program, NET, ROWS) * inv_k
         costate = _keep_gradient(costate, t, at, search, group, COLUMNS, PLAN)
 

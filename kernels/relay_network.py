@@ -87,10 +87,10 @@ def first_weights(net, program, NET: tl.constexpr, RELAY: tl.constexpr):
 
 
 @jit
-def begin(w, z, terms, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr):
+def begin(w, z, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr):
     """Leave the own columns of the first layer, for normalised inputs `z [columns, 8]`."""
     OWN: tl.constexpr = NET.operations[0].columns // RELAY.programs
-    h = _conditioned(_shallow(w, z), terms, 0, NET)
+    h = _conditioned(_shallow(w[0], z), w[1], 0, NET)
     _publish(h, net.words, block, program, 0, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()), 32)
 
 
@@ -198,31 +198,36 @@ def begin_backward(
 
 
 @jit
-def last_weights_whole(net, block, program, NET: tl.constexpr, ROWS: tl.constexpr):
-    """Of the last layer, transposed, all of it; and of the last hidden layer the slope and 1/√(variance + ε)."""
-    LAST: tl.constexpr = len(NET.operations) - 1
-    OP: tl.constexpr = NET.operations[LAST]
-    BEFORE: tl.constexpr = NET.operations[LAST - 1]
-    LAYOUT: tl.constexpr = whole_product(gl.num_warps())
-    everything = Program(program.number * 0, program.stamp, program.y, program.room)
-    rstd = _rows(LAYOUT)
-    if BEFORE.norm_weight >= 0:
-        rstd = gl.load(_moment(net, block, rstd, LAST - 1, NET, ROWS), mask=rstd < ROWS, other=0.0)
-    w = _shallow_weights(net.turned + OP.weight, OP.inputs, OP.columns, LAYOUT)
-    return w, _slope(net, block, everything, LAST - 1, NET, ROWS, OP.inputs, LAYOUT), rstd
+def last_weights_turned_whole(net, NET: tl.constexpr):
+    """Of the last layer, transposed, all of it."""
+    OP: tl.constexpr = NET.operations[len(NET.operations) - 1]
+    return _shallow_weights(net.turned + OP.weight, OP.inputs, OP.columns, whole_product(gl.num_warps()))
 
 
 @jit
-def begin_backward_whole(w, seed, program, NET: tl.constexpr):
+def last_slope_whole(net, block, program, NET: tl.constexpr, ROWS: tl.constexpr):
+    """Of the last hidden layer, all of it: its slope, and 1/√(variance + ε) of the rows."""
+    LAST: tl.constexpr = len(NET.operations) - 1
+    OP: tl.constexpr = NET.operations[LAST - 1]
+    LAYOUT: tl.constexpr = whole_product(gl.num_warps())
+    everything = Program(program.number * 0, program.stamp, program.y, program.room)
+    rstd = _rows(LAYOUT)
+    if OP.norm_weight >= 0:
+        rstd = gl.load(_moment(net, block, rstd, LAST - 1, NET, ROWS), mask=rstd < ROWS, other=0.0)
+    return _slope(net, block, everything, LAST - 1, NET, ROWS, OP.columns, LAYOUT), rstd
+
+
+@jit
+def begin_backward_whole(w, seed, slope, program, NET: tl.constexpr):
     """From a gradient `seed [out_columns, 8]` to that in the last hidden layer's product, computed by every program."""
     LAST: tl.constexpr = len(NET.operations) - 1
-    BEFORE: tl.constexpr = NET.operations[LAST - 1]
-    WIDTH: tl.constexpr = BEFORE.width
-    g = _sloped(_product(w[0], seed, whole_product(gl.num_warps())), w[1], LAST - 1, NET)
-    if BEFORE.norm_weight >= 0:
-        hat = w[1][0].to(gl.float32)
+    OP: tl.constexpr = NET.operations[LAST - 1]
+    WIDTH: tl.constexpr = OP.width
+    g = _sloped(_product(w, seed, whole_product(gl.num_warps())), slope[0], LAST - 1, NET)
+    if OP.norm_weight >= 0:
+        hat = slope[0][0].to(gl.float32)
         total, along = gl.reduce((g, product(g, hat)), 0, _add_pairs)
-        g = w[2][None, :] * (g - (total / WIDTH)[None, :] - hat * (along / WIDTH)[None, :])
+        g = slope[1][None, :] * (g - (total / WIDTH)[None, :] - hat * (along / WIDTH)[None, :])
     _hand_on(g.permute((1, 0)), program)
 
 

@@ -151,7 +151,7 @@ def relays_for(
 
     A program has 16 columns of the narrowest layer, or 32, so that half as many read every word. With 64 its weights fill
     more than its registers: that is for what would not fit otherwise. A row of 256 is little for eight warps, and less to
-    compute than to hand on, for one or two problems. `controls` are those of a problem's plan, padded.
+    compute than to hand on, for one problem. `controls` are those of a problem's plan, padded.
     """
     sizes = [n for n in (1, 2, 4, 8) if n * controls <= MOST_CONTROLS]
     if is_interpreted():
@@ -166,7 +166,7 @@ def relays_for(
             found.append(Relay(fitting[0], programs))
     if found and widest <= 256:
         found = [found[0], replace(found[0], warps=4)]
-        found = [replace(found[0], whole=True), *found] if found[0].problems <= 2 else found
+        found = [replace(found[0], whole=True), *found] if found[0].problems == 1 else found
     return list(dict.fromkeys(found))
 
 
