@@ -48,18 +48,20 @@ class Across:
 
     def __init__(self, size: int, programs: int) -> None:
         self.accesses = Accesses(size)
-        self.read = np.full((programs, size), NEVER, np.int64)  # the interval of each program's last read
+        # One more than the interval of each program's last read; of memory of zeros only what is written to takes room.
+        self.read = np.zeros((programs, size), np.int32)
 
     def note_read(self, granules: Array, warps: Array, interval: int) -> None:
         self.accesses.note_read(granules, warps, interval)
-        self.read[interval % len(self.read), granules] = interval
+        self.read[interval % len(self.read), granules] = interval + 1
 
     def written_by_others(self, granules: Array, known: Array) -> Array:
         written = self.accesses.written[granules]
         return written > known[written % len(known)]
 
     def read_by_others(self, granules: Array, known: Array) -> Array:
-        return np.any(self.read[:, granules] > known[:, None], axis=0)
+        read = self.read[:, granules]
+        return np.any((read > 0) & (read - 1 > known[:, None]), axis=0)
 
 
 class Words(Across):
