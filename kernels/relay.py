@@ -17,8 +17,9 @@ the first program of a group steps and publishes the controls.
 Every layer of every step has words of its own, which the next iteration writes over, with another stamp. By then all have
 read them: a program goes on to publish only what it made of them, and who writes over them has waited for all of that.
 
-Networks are plain, and 16 columns a warp wide at least (`uncovered_by_relay`); products are of 16 bits. Written in Gluon,
-for sm_90 and later; `gluon_interpreted` says how it is tested without, with one program a group.
+Networks are plain, and 16 columns a warp wide at least (`uncovered_by_relay`); products are of 16 bits. `relay_network` has
+their layers, `relay_rows` the rows and products of a layer, `relay_tiles` the cut. Written in Gluon, for sm_90 and later;
+`gluon_interpreted` says how it is tested without, with one program a group.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
@@ -34,8 +35,6 @@ from .activations import activate, activate_vjp
 from .exchange import gather, publish, shortened
 from .gluon import gl, jit, thread_barrier
 from .relay_network import (
-    Net,
-    Program,
     backward,
     begin,
     begin_backward,
@@ -53,6 +52,7 @@ from .relay_network import (
     last_weights_turned_whole,
     output,
 )
+from .relay_rows import Net, Program
 from .relay_tiles import columns_of_rows, plain, some, split_numbers
 from .update import control_of, update_rows
 

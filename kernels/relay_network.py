@@ -11,68 +11,37 @@ subtracts the norm's means. Weights are asked for before the row is waited for.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportAssignmentType=false
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportInvalidTypeForm=false
 
-from typing import Any, NamedTuple
-
 import triton.language as tl
 
 from .activations import activate, activate_vjp
-from .exchange import gather, peek, publish, settle
-from .gluon import gl, jit, mma_v2, product
+from .gluon import gl, jit, product
 from .layers import layer_norm_eps
+from .relay_rows import (
+    Program,
+    add_pairs,
+    column_numbers,
+    deep,
+    gathered,
+    hand_on,
+    leave,
+    moment_at,
+    row_numbers,
+    row_sums,
+    saved_at,
+    shallow,
+    shallow_weights,
+    weights,
+)
 from .relay_tiles import (
-    all_parts,
-    chains,
     columns_of_rows,
-    deep_product,
-    operand,
     pairs,
-    parts,
-    plain,
     rows_of_words,
     shallow_product,
-    shared,
-    sums_of_warps,
     threads_of,
-    together,
-    together_in_depth,
     whole_product,
-    words_before,
     words_of_columns,
     words_of_pairs,
 )
-from .relay_tiles import words as word_layout
-
-
-class Net(NamedTuple):
-    """A network in one iteration, for one program.
-
-    weights, turned    matrices and their transposes, at the places that they have when packed: see `relay_tiles.copies_for`
-    vectors            and `condition`, the row that conditions it
-    words, gradients   of the hidden layers of the group's rows: see `relay_tiles.words_before`
-    saved, moments     what this program keeps of them for the gradient: see `packing.Program`
-    """
-
-    weights: Any
-    turned: Any
-    vectors: Any
-    condition: Any
-    words: Any
-    gradients: Any
-    saved: Any
-    moments: Any
-
-
-class Program(NamedTuple):
-    """A program in one iteration: its number in the group, the iteration's stamp, and shared memory.
-
-    y     room for the operand `[8, deepest]`
-    room  two places for sums of warps
-    """
-
-    number: Any
-    stamp: Any
-    y: Any
-    room: Any
 
 
 @jit
@@ -80,9 +49,9 @@ def first_weights(net, program, NET: tl.constexpr, RELAY: tl.constexpr):
     """Of the first layer, the own columns, and what is added to their product."""
     OP: tl.constexpr = NET.operations[0]
     OWN: tl.constexpr = OP.columns // RELAY.programs
-    cols = program.number * OWN + _columns(OWN, pairs(OWN, gl.num_warps()))
+    cols = program.number * OWN + column_numbers(OWN, pairs(OWN, gl.num_warps()))
     SHALLOW: tl.constexpr = shallow_product(gl.num_warps())
-    w = _shallow_weights(net.weights + OP.weight + program.number * (OWN * OP.inputs), OWN, OP.inputs, SHALLOW)
+    w = shallow_weights(net.weights + OP.weight + program.number * (OWN * OP.inputs), OWN, OP.inputs, SHALLOW)
     return w, _terms(net, cols, 0, NET)
 
 
@@ -90,8 +59,8 @@ def first_weights(net, program, NET: tl.constexpr, RELAY: tl.constexpr):
 def begin(w, z, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr, RELAY: tl.constexpr):
     """Leave the own columns of the first layer, for normalised inputs `z [columns, 8]`."""
     OWN: tl.constexpr = NET.operations[0].columns // RELAY.programs
-    h = _conditioned(_shallow(w[0], z), w[1], 0, NET)
-    _publish(h, net.words, block, program, 0, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()), 32)
+    h = _conditioned(_own_product(w[0], z), w[1], 0, NET)
+    leave(h, net.words, block, program, 0, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()), 32)
 
 
 @jit
@@ -99,8 +68,8 @@ def first_weights_whole(net, NET: tl.constexpr):
     """Of the first layer, all of it, what is added to its product, and its norm's vectors."""
     OP: tl.constexpr = NET.operations[0]
     LAYOUT: tl.constexpr = whole_product(gl.num_warps())
-    cols = _columns(OP.columns, LAYOUT)
-    w = _shallow_weights(net.weights + OP.weight, OP.columns, OP.inputs, LAYOUT)
+    cols = column_numbers(OP.columns, LAYOUT)
+    w = shallow_weights(net.weights + OP.weight, OP.columns, OP.inputs, LAYOUT)
     if OP.norm_weight >= 0:
         return w, _terms(net, cols, 0, NET), _norm_vectors(net, cols, OP)
     else:
@@ -114,20 +83,20 @@ def begin_whole(w, z, net, block, program, NET: tl.constexpr, ROWS: tl.constexpr
     WIDTH: tl.constexpr = OP.width
     KIND: tl.constexpr = OP.activation
     LAYOUT: tl.constexpr = whole_product(gl.num_warps())
-    cols, rows = _columns(OP.columns, LAYOUT)[:, None], _rows(LAYOUT)
-    h = _conditioned(_product(w[0], z, LAYOUT), w[1], 0, NET)
+    cols, rows = column_numbers(OP.columns, LAYOUT)[:, None], row_numbers(LAYOUT)
+    h = _conditioned(shallow(w[0], z, LAYOUT), w[1], 0, NET)
     if OP.norm_weight >= 0:
-        total, squares = gl.reduce((h, product(h, h)), 0, _add_pairs)
+        total, squares = gl.reduce((h, product(h, h)), 0, add_pairs)
         mean, rstd = _moments(total, squares, WIDTH)
         hat = (h - mean[None, :]) * rstd[None, :]
-        gl.store(_moment(net, block, rows, 0, NET, ROWS), rstd, mask=rows < ROWS)
-        place = _saved(net, block, rows[None, :], cols, 0, NET, ROWS)
+        gl.store(moment_at(net, block, rows, 0, NET, ROWS), rstd, mask=rows < ROWS)
+        place = saved_at(net, block, rows[None, :], cols, 0, NET, ROWS)
         gl.store(place, hat.to(net.saved.dtype.element_ty), mask=rows[None, :] < ROWS)
         h = hat * w[2][0][:, None] + w[2][1][:, None]
     elif OP.saved >= 0:
-        place = _saved(net, block, rows[None, :], cols, 0, NET, ROWS)
+        place = saved_at(net, block, rows[None, :], cols, 0, NET, ROWS)
         gl.store(place, h.to(net.saved.dtype.element_ty), mask=rows[None, :] < ROWS)
-    _hand_on(activate(h, KIND, False).permute((1, 0)), program)
+    hand_on(activate(h, KIND, False).permute((1, 0)), program)
 
 
 @jit
@@ -142,13 +111,13 @@ def forward(
     OP: tl.constexpr = NET.operations[i]
     OWN: tl.constexpr = OP.columns // RELAY.programs
     w = weights(net.weights + OP.weight + program.number * (OWN * OP.inputs), OWN, OP.inputs)
-    terms = _terms(net, program.number * OWN + _columns(OWN, columns_of_rows(OWN, gl.num_warps())), i, NET)
+    terms = _terms(net, program.number * OWN + column_numbers(OWN, columns_of_rows(OWN, gl.num_warps())), i, NET)
     for block in range(first, last):
         if not THERE:
             read(net, block, program, i - 1, NET, ROWS, SAVE)
         h = _conditioned(deep(w, program, OWN, OP.inputs), terms, i, NET)
         WORDS: tl.constexpr = words_of_columns(OWN, gl.num_warps())
-        _publish(h, net.words, block, program, i, NET, ROWS, OWN, WORDS, threads_of(OWN, gl.num_warps()))
+        leave(h, net.words, block, program, i, NET, ROWS, OWN, WORDS, threads_of(OWN, gl.num_warps()))
 
 
 @jit
@@ -156,7 +125,7 @@ def last_weights(net, NET: tl.constexpr):
     """Of the last layer, all of it, and what is added to its product."""
     LAST: tl.constexpr = len(NET.operations) - 1
     OP: tl.constexpr = NET.operations[LAST]
-    cols = _columns(OP.columns, columns_of_rows(OP.columns, gl.num_warps()))
+    cols = column_numbers(OP.columns, columns_of_rows(OP.columns, gl.num_warps()))
     return weights(net.weights + OP.weight, OP.columns, OP.inputs), _terms(net, cols, LAST, NET)
 
 
@@ -175,7 +144,7 @@ def last_weights_turned(net, program, NET: tl.constexpr, RELAY: tl.constexpr):
     OP: tl.constexpr = NET.operations[len(NET.operations) - 1]
     OWN: tl.constexpr = OP.inputs // RELAY.programs
     at = net.turned + OP.weight + program.number * (OWN * OP.columns)
-    return _shallow_weights(at, OWN, OP.columns, shallow_product(gl.num_warps()))
+    return shallow_weights(at, OWN, OP.columns, shallow_product(gl.num_warps()))
 
 
 @jit
@@ -193,15 +162,15 @@ def begin_backward(
     """Leave ĝ of the own columns of the last hidden layer, for a gradient `seed [out_columns, 8]` before the activation."""
     LAST: tl.constexpr = len(NET.operations) - 1
     OWN: tl.constexpr = NET.operations[LAST].inputs // RELAY.programs
-    g = _sloped(_shallow(w, seed), slope, LAST - 1, NET)
-    _publish(g, net.gradients, block, program, LAST - 1, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()), 32)
+    g = _sloped(_own_product(w, seed), slope, LAST - 1, NET)
+    leave(g, net.gradients, block, program, LAST - 1, NET, ROWS, OWN, words_of_pairs(OWN, gl.num_warps()), 32)
 
 
 @jit
 def last_weights_turned_whole(net, NET: tl.constexpr):
     """Of the last layer, transposed, all of it."""
     OP: tl.constexpr = NET.operations[len(NET.operations) - 1]
-    return _shallow_weights(net.turned + OP.weight, OP.inputs, OP.columns, whole_product(gl.num_warps()))
+    return shallow_weights(net.turned + OP.weight, OP.inputs, OP.columns, whole_product(gl.num_warps()))
 
 
 @jit
@@ -211,9 +180,9 @@ def last_slope_whole(net, block, program, NET: tl.constexpr, ROWS: tl.constexpr)
     OP: tl.constexpr = NET.operations[LAST - 1]
     LAYOUT: tl.constexpr = whole_product(gl.num_warps())
     everything = Program(program.number * 0, program.stamp, program.y, program.room)
-    rstd = _rows(LAYOUT)
+    rstd = row_numbers(LAYOUT)
     if OP.norm_weight >= 0:
-        rstd = gl.load(_moment(net, block, rstd, LAST - 1, NET, ROWS), mask=rstd < ROWS, other=0.0)
+        rstd = gl.load(moment_at(net, block, rstd, LAST - 1, NET, ROWS), mask=rstd < ROWS, other=0.0)
     return _slope(net, block, everything, LAST - 1, NET, ROWS, OP.columns, LAYOUT), rstd
 
 
@@ -223,12 +192,12 @@ def begin_backward_whole(w, seed, slope, program, NET: tl.constexpr):
     LAST: tl.constexpr = len(NET.operations) - 1
     OP: tl.constexpr = NET.operations[LAST - 1]
     WIDTH: tl.constexpr = OP.width
-    g = _sloped(_product(w, seed, whole_product(gl.num_warps())), slope[0], LAST - 1, NET)
+    g = _sloped(shallow(w, seed, whole_product(gl.num_warps())), slope[0], LAST - 1, NET)
     if OP.norm_weight >= 0:
         hat = slope[0][0].to(gl.float32)
-        total, along = gl.reduce((g, product(g, hat)), 0, _add_pairs)
+        total, along = gl.reduce((g, product(g, hat)), 0, add_pairs)
         g = slope[1][None, :] * (g - (total / WIDTH)[None, :] - hat * (along / WIDTH)[None, :])
-    _hand_on(g.permute((1, 0)), program)
+    hand_on(g.permute((1, 0)), program)
 
 
 @jit
@@ -249,7 +218,7 @@ def backward(
             read_gradient(net, block, program, i, NET, ROWS)
         g = _sloped(deep(w, program, OWN, OP.columns), slope, i - 1, NET)
         WORDS: tl.constexpr = words_of_columns(OWN, gl.num_warps())
-        _publish(g, net.gradients, block, program, i - 1, NET, ROWS, OWN, WORDS, threads_of(OWN, gl.num_warps()))
+        leave(g, net.gradients, block, program, i - 1, NET, ROWS, OWN, WORDS, threads_of(OWN, gl.num_warps()))
 
 
 @jit
@@ -281,21 +250,21 @@ def read(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.const
     if OP.norm_weight >= 0:
         FEW: tl.constexpr = ROWS * COLUMNS <= 128 * WARPS  # numbers of a thread: of many, there is no room for twice as many
         vectors = _norm_vectors(net, cols, OP) if FEW else (cols, cols)
-        h = _gathered(net.words, block, program, i, NET, ROWS)
+        h = gathered(net.words, block, program, i, NET, ROWS)
         # In one pass: what cancels is less than the rounding of 16-bit products, unless a mean is a hundred deviations.
-        total, squares = _row_sums(h, product(h, h), program)
+        total, squares = row_sums(h, product(h, h), program)
         mean, rstd = _moments(total, squares, WIDTH)
         hat = (h - mean[:, None]) * rstd[:, None]  # in padding, too, where all that follows multiplies it by zeros
         vectors = vectors if FEW else _norm_vectors(net, cols, OP)
         h = hat * vectors[0][None, :] + vectors[1][None, :]
         if SAVE:
-            gl.store(_moment(net, block, rows, i, NET, ROWS), rstd)
-            gl.store(_saved(net, block, rows[:, None], cols[None, :], i, NET, ROWS), hat.to(net.saved.dtype.element_ty))
+            gl.store(moment_at(net, block, rows, i, NET, ROWS), rstd)
+            gl.store(saved_at(net, block, rows[:, None], cols[None, :], i, NET, ROWS), hat.to(net.saved.dtype.element_ty))
     else:
-        h = _gathered(net.words, block, program, i, NET, ROWS)
+        h = gathered(net.words, block, program, i, NET, ROWS)
         if SAVE and OP.saved >= 0:
-            gl.store(_saved(net, block, rows[:, None], cols[None, :], i, NET, ROWS), h.to(net.saved.dtype.element_ty))
-    _hand_on(activate(h, KIND, False), program)
+            gl.store(saved_at(net, block, rows[:, None], cols[None, :], i, NET, ROWS), h.to(net.saved.dtype.element_ty))
+    hand_on(activate(h, KIND, False), program)
 
 
 @jit
@@ -322,96 +291,20 @@ def read_gradient(net, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS:
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
     if OP.norm_weight >= 0:
-        hat = gl.load(_saved(net, block, rows[:, None], cols[None, :], i, NET, ROWS)).to(gl.float32)
-        rstd = gl.load(_moment(net, block, rows, i, NET, ROWS))
-        g = _gathered(net.gradients, block, program, i, NET, ROWS)
-        total, along = _row_sums(g, product(g, hat), program)
+        hat = gl.load(saved_at(net, block, rows[:, None], cols[None, :], i, NET, ROWS)).to(gl.float32)
+        rstd = gl.load(moment_at(net, block, rows, i, NET, ROWS))
+        g = gathered(net.gradients, block, program, i, NET, ROWS)
+        total, along = row_sums(g, product(g, hat), program)
         g = rstd[:, None] * (g - (total / WIDTH)[:, None] - hat * (along / WIDTH)[:, None])
     else:
-        g = _gathered(net.gradients, block, program, i, NET, ROWS)
-    _hand_on(g, program)
+        g = gathered(net.gradients, block, program, i, NET, ROWS)
+    hand_on(g, program)
 
 
 @jit
-def _gathered(words, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr):
-    """A block of rows of a layer `[ROWS, columns]`, when it is there.
-
-    A thread with much to read waits for the first of it, and then for all the rest at once, which is most likely there.
-    """
-    COLUMNS: tl.constexpr = NET.operations[i].columns
-    WARPS: tl.constexpr = gl.num_warps()
-    FIRST: tl.constexpr = 64 * together(ROWS, COLUMNS, WARPS) * parts(ROWS, COLUMNS, WARPS)
-    at, half = _words(words, block, i, NET, ROWS, COLUMNS)
-    if COLUMNS > FIRST:
-        first, which = _words(words, block, i, NET, ROWS, FIRST)
-        gather(first, which, program.stamp, together(ROWS, COLUMNS, WARPS))
-    seen = peek(at, half, together(ROWS, COLUMNS, WARPS))
-    numbers = settle(seen, at, half, program.stamp, together(ROWS, COLUMNS, WARPS))
-    numbers = numbers.reshape([ROWS, COLUMNS // 16, 8, 2]).permute((0, 1, 3, 2)).reshape([ROWS, COLUMNS])
-    return gl.convert_layout(numbers, rows_of_words(ROWS, COLUMNS, WARPS), assert_trivial=True)
-
-
-@jit
-def _words(words, block, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the words of the first columns of a layer lie, `[ROWS, COLUMNS / 2, 2]`, and which half each number is."""
-    LAYOUT: tl.constexpr = word_layout(ROWS, COLUMNS, gl.num_warps())
-    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))[:, None, None]
-    word = gl.arange(0, COLUMNS // 2, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
-    half = gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, None, :]
-    return _place(words, block, rows, word, i, NET, ROWS) + half * 0, half
-
-
-@jit
-def weights(ptr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
-    """Rows of a matrix `[COLUMNS, DEPTH]`, which lies tile by tile, as operands of the warps' products."""
-    WARPS: tl.constexpr = gl.num_warps()
-    LANE: tl.constexpr = together_in_depth(DEPTH, WARPS)
-    CHAINS: tl.constexpr = chains(COLUMNS, DEPTH, WARPS)
-    LAYOUT: tl.constexpr = operand(COLUMNS, DEPTH, WARPS)
-    rows = gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, LAYOUT))[:, None]
-    k = gl.arange(0, DEPTH, layout=gl.SliceLayout(0, LAYOUT))[None, :]
-    w = gl.load(ptr + (rows // 8 * (DEPTH // 32) + k // 32) * 256 + rows % 8 * 32 + k % 32)
-    w = w.reshape([COLUMNS, WARPS, CHAINS, DEPTH // (4 * LANE * WARPS * CHAINS), 4, LANE // 4, 2, 2])
-    w = w.permute((2, 1, 0, 3, 5, 6, 4, 7)).reshape([CHAINS * WARPS, COLUMNS, DEPTH // (WARPS * CHAINS)])
-    return gl.convert_layout(w, gl.DotOperandLayout(0, deep_product(WARPS), 2))
-
-
-@jit
-def deep(w, program, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
-    """Their product `[COLUMNS, 8]` with the rows in shared memory."""
-    WARPS: tl.constexpr = gl.num_warps()
-    LANE: tl.constexpr = together_in_depth(DEPTH, WARPS)
-    CHAINS: tl.constexpr = chains(COLUMNS, DEPTH, WARPS)
-    PRODUCT: tl.constexpr = deep_product(WARPS)
-    y = _operand(program, 8, DEPTH).load(operand(8, DEPTH, WARPS))
-    y = y.reshape([8, WARPS, CHAINS, DEPTH // (4 * LANE * WARPS * CHAINS), 4, LANE // 4, 2, 2])
-    y = y.permute((2, 1, 3, 5, 6, 4, 7, 0)).reshape([CHAINS * WARPS, DEPTH // (WARPS * CHAINS), 8])
-    y = gl.convert_layout(y, gl.DotOperandLayout(1, PRODUCT, 2))
-    sums = mma_v2(w, y, gl.zeros([CHAINS * WARPS, COLUMNS, 8], gl.float32, layout=PRODUCT))
-    sums = gl.sum(sums.reshape([CHAINS, WARPS, COLUMNS, 8]), 0)
-    return gl.sum(gl.convert_layout(sums, all_parts(COLUMNS, WARPS)), 0)
-
-
-@jit
-def _shallow_weights(ptr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRODUCT: tl.constexpr):
-    """Rows of a matrix with few columns, which lies row by row."""
-    LEFT: tl.constexpr = gl.DotOperandLayout(0, PRODUCT, 2)
-    rows = gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, LEFT))
-    k = gl.arange(0, DEPTH, layout=gl.SliceLayout(0, LEFT))
-    return gl.load(ptr + rows[:, None] * DEPTH + k[None, :])
-
-
-@jit
-def _shallow(w, z):
+def _own_product(w, z):
     """Their product with `z [DEPTH, 8]`, as it is published."""
-    return gl.convert_layout(_product(w, z, shallow_product(gl.num_warps())), pairs(w.shape[0], gl.num_warps()))
-
-
-@jit
-def _product(w, z, LAYOUT: tl.constexpr):
-    COLUMNS: tl.constexpr = w.shape[0]
-    z = gl.convert_layout(z.to(w.dtype), gl.DotOperandLayout(1, LAYOUT, 2))
-    return mma_v2(w, z, gl.zeros([COLUMNS, 8], gl.float32, layout=LAYOUT))
+    return gl.convert_layout(shallow(w, z, shallow_product(gl.num_warps())), pairs(w.shape[0], gl.num_warps()))
 
 
 @jit
@@ -443,10 +336,10 @@ def _slope(
 ):
     """Of the own columns of layer i: what this program kept, `[OWN, 8]`, and the norm's weight and bias."""
     OP: tl.constexpr = NET.operations[i]
-    cols, rows = (program.number * OWN + _columns(OWN, LAYOUT))[:, None], _rows(LAYOUT)[None, :]
+    cols, rows = (program.number * OWN + column_numbers(OWN, LAYOUT))[:, None], row_numbers(LAYOUT)[None, :]
     saved = rows  # without a norm and an activation nothing reads it
     if OP.saved >= 0:
-        saved = gl.load(_saved(net, block, rows, cols, i, NET, ROWS), mask=rows < ROWS, other=0.0)
+        saved = gl.load(saved_at(net, block, rows, cols, i, NET, ROWS), mask=rows < ROWS, other=0.0)
     if OP.norm_weight >= 0:
         return saved, gl.load(net.vectors + OP.norm_weight + cols), gl.load(net.vectors + OP.norm_bias + cols)
     else:
@@ -464,91 +357,3 @@ def _sloped(g, slope, i: tl.constexpr, NET: tl.constexpr):
         return activate_vjp(g, slope[0].to(gl.float32), KIND)
     else:
         return g
-
-
-@jit
-def _publish(
-    values, words, block, program, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
-    LAYOUT: tl.constexpr, THREADS: tl.constexpr,
-):  # fmt: skip
-    """Words of the own columns of layer i, `[OWN, 8]`, of which ROWS are rows.
-
-    LAYOUT is that of their words, all of which the first THREADS have.
-    """
-    values = values.reshape([OWN // 16, 2, 8, 8]).permute((0, 2, 3, 1)).reshape([OWN // 2, 8, 2])
-    values = gl.convert_layout(values, LAYOUT, assert_trivial=True)
-    word = gl.arange(0, OWN // 2, layout=gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))[:, None, None]
-    rows = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
-    half = gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, None, :]
-    at = _place(words, block, rows, program.number * (OWN // 2) + word, i, NET, ROWS)
-    publish(at + half * 0, half, values, program.stamp, rows < ROWS, THREADS)
-
-
-@jit
-def _hand_on(y, program):
-    """Write the operand of the next product."""
-    _operand(program, y.shape[0], y.shape[1]).store(y.to(program.y.dtype))
-
-
-@jit
-def _operand(program, ROWS: tl.constexpr, DEPTH: tl.constexpr):
-    return program.y._reinterpret(program.y.dtype, [ROWS, DEPTH], shared())
-
-
-@jit
-def _row_sums(a, b, program):
-    """Of two matrices; where warps share a row, in each warp first and then once through shared memory."""
-    ROWS: tl.constexpr = a.shape[0]
-    COLUMNS: tl.constexpr = a.shape[1]
-    WARPS: tl.constexpr = gl.num_warps()
-    PARTS: tl.constexpr = parts(ROWS, COLUMNS, WARPS)
-    LAYOUT: tl.constexpr = gl.SliceLayout(1, rows_of_words(ROWS, COLUMNS, WARPS))
-    if PARTS == 1:
-        return gl.reduce((a, b), 1, _add_pairs)
-    else:
-        ONE: tl.constexpr = 64 * together(ROWS, COLUMNS, WARPS)
-        a = a.reshape([ROWS, COLUMNS // (ONE * PARTS), PARTS, ONE])
-        b = b.reshape([ROWS, COLUMNS // (ONE * PARTS), PARTS, ONE])
-        a, b = gl.reduce((a, b), 1, _add_pairs)
-        a, b = gl.reduce((a, b), 2, _add_pairs)
-        SUMS: tl.constexpr = sums_of_warps(ROWS, COLUMNS, WARPS)
-        first = program.room[0]._reinterpret(gl.float32, [ROWS, PARTS], plain(2))
-        second = program.room[1]._reinterpret(gl.float32, [ROWS, PARTS], plain(2))
-        first.store(a)
-        second.store(b)
-        a, b = gl.sum(first.load(SUMS), 1), gl.sum(second.load(SUMS), 1)
-        return gl.convert_layout(a, LAYOUT), gl.convert_layout(b, LAYOUT)
-
-
-@jit
-def _add_pairs(a, b, c, d):
-    return a + c, b + d
-
-
-@jit
-def _columns(COLUMNS: tl.constexpr, LAYOUT: tl.constexpr):
-    return gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, LAYOUT))
-
-
-@jit
-def _rows(LAYOUT: tl.constexpr):
-    return gl.arange(0, 8, layout=gl.SliceLayout(0, LAYOUT))
-
-
-@jit
-def _place(words, block, row, word, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr):
-    """Of a word of a layer, in a block of rows."""
-    ALL: tl.constexpr = words_before(NET, len(NET.operations) - 1)
-    BEFORE: tl.constexpr = words_before(NET, i)
-    return words + (block * ALL + BEFORE) * ROWS + row * (NET.operations[i].columns // 2) + word
-
-
-@jit
-def _saved(net, block, row, col, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr):
-    OP: tl.constexpr = NET.operations[i]
-    return net.saved + (block * NET.saved + OP.saved) * ROWS + row * OP.columns + col
-
-
-@jit
-def _moment(net, block, rows, i: tl.constexpr, NET: tl.constexpr, ROWS: tl.constexpr):
-    return net.moments + (block * NET.moments + NET.operations[i].moment) * ROWS + rows

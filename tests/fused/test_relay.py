@@ -23,7 +23,7 @@ from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.relay import RelayPlan, relay_plans, relays_for
 from sgp_fast.backends.fused.work import PlanWork
-from sgp_fast.kernels import gluon_interpreted, relay_network
+from sgp_fast.kernels import gluon_interpreted, relay_rows
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import PackedNetwork, Program, lay_out
 from sgp_fast.kernels.relay_tiles import Relay, copies_for, programs_of, tile_by_tile, uncovered_by_relay, words_of
@@ -502,7 +502,7 @@ def test_weights_written_in_place_are_cut_anew(monkeypatch: pytest.MonkeyPatch) 
 
 
 @interpreted
-@pytest.mark.parametrize("where", ["relay_network", "relay"])
+@pytest.mark.parametrize("where", ["relay_rows", "relay"])
 def test_a_wait_for_a_word_that_nobody_writes_raises(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For one of a layer, or a control."""
     monkeypatch.setattr(f"sgp_fast.kernels.{where}.publish", lambda *_: None)
@@ -512,13 +512,13 @@ def test_a_wait_for_a_word_that_nobody_writes_raises(where: str, monkeypatch: py
 
 @interpreted
 def test_words_of_the_iteration_before_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    publish = relay_network.publish
+    publish = relay_rows.publish
 
     def once(at: Any, half: Any, values: Any, stamp: Any, *rest: Any) -> None:
         if gluon_interpreted._number(stamp) == 1:
             publish(at, half, values, stamp, *rest)
 
-    monkeypatch.setattr(relay_network, "publish", once)
+    monkeypatch.setattr(relay_rows, "publish", once)
     plan(covered(batch=2, horizon=1), BACKEND, "float16", iterations=1)
     with pytest.raises(Exception, match="a wait without end: not every word has the stamp 2"):
         plan(covered(batch=2, horizon=1), BACKEND, "float16", iterations=2)

@@ -400,7 +400,7 @@ def test_the_kernel_says_what_was_checked() -> None:
     assert "Program(number, i - first + 1, y, room)" in relay
     assert "_give_controls(control_words, 1, search" in relay
     assert "_give_controls(control_words, program.stamp + 1, search" in relay
-    assert "words + (block * ALL + BEFORE) * ROWS" in said("kernels/relay_network.py")
+    assert "words + (block * ALL + BEFORE) * ROWS" in said("kernels/relay_rows.py")
     assert "self.scratch.words.zero_()" in said("sgp_fast/backends/fused/relay.py")
 
 
