@@ -158,6 +158,8 @@ def broken(row: KernelRow) -> list[str]:
     found, count = [], row.instructions
     ring = RING_STACK.get(row.kernel)
     relay = RELAY_STACK.get((row.kernel, row.network))
+    if relay is not None and row.arch == 100:  # whose addresses want more registers
+        relay += 48
     sixteen = row.kernel.startswith("rows_backward_kernel") and row.warps == 16
     allowed = ROWS_STACK if sixteen else ring or relay or 0
     if row.stack > allowed or row.spills and not allowed:

@@ -154,6 +154,7 @@ def test_relay_kernels_spill_where_their_weights_fill_the_registers_alone() -> N
         relay = replace(fine, kernel=kernel, network=network, stack=most, spills=2 if most else 0)
         assert broken(relay) == []
         assert f"{most + 8} bytes of stack" in " ".join(broken(replace(relay, stack=most + 8)))
+        assert broken(replace(relay, arch=100, stack=most + 48, spills=2)) == []
     found = {arch: sum(launch.kernel.startswith("relay") for launch in launches(arch)) for arch in CHIPS}
     assert found == {80: 0, 90: len(RELAYS) + 1, 100: len(RELAYS) + 1}
 
