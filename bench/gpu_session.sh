@@ -71,8 +71,8 @@ tests() {
     rc=$?
     if [ $rc -ne 4 ]; then
         gpu_tests "$QUICK" -m "not slow and not gpu" tests/fused/test_relay.py tests/fused/test_ring.py \
-            tests/fused/test_receding.py \
-            tests/fused/test_sampling.py tests/kernels/test_linear_columns.py tests/kernels/test_linear_rows.py || rc=$?
+            tests/fused/test_receding.py tests/fused/test_sampling.py tests/kernels/test_linear_columns.py \
+            tests/kernels/test_linear_rows.py || rc=$?
         return $rc
     fi
     echo "a plain check of parity instead"
@@ -86,9 +86,9 @@ gridtests() { gpu_tests "$QUICK" -m gpu tests/fused/test_grid.py; }
 
 others() {
     gpu_tests "$QUICK" -m "not slow and not gpu" tests/fused tests/kernels --ignore=tests/fused/test_grid.py \
-        --ignore=tests/fused/test_relay.py --ignore=tests/fused/test_ring.py --ignore=tests/fused/test_receding.py --ignore=tests/fused/test_sampling.py \
-        --ignore=tests/kernels/test_linear_columns.py --ignore=tests/kernels/test_linear_rows.py \
-        --ignore=tests/kernels/test_cpu.py
+        --ignore=tests/fused/test_relay.py --ignore=tests/fused/test_ring.py --ignore=tests/fused/test_receding.py \
+        --ignore=tests/fused/test_sampling.py --ignore=tests/kernels/test_linear_columns.py \
+        --ignore=tests/kernels/test_linear_rows.py --ignore=tests/kernels/test_cpu.py
 }
 
 # Where the hot kernels wait: by section, and instruction by instruction.

@@ -56,7 +56,7 @@ class RelayPlan:
                 f"{buffers.rows} problems of such networks and horizon cannot be divided among the {most} programs of the "
                 "relay regime that are resident at once; use backend='fused', which takes another"
             )
-        self.packed, self.planner, self.buffers, self.relay = packed, planner, buffers, relay
+        self.packed, self.buffers, self.relay = packed, buffers, relay
         self.iterations, self.settled = planner.iterations, settled
         groups = -(-buffers.rows // relay.problems)
         self.programs = groups * relay.programs
