@@ -17,10 +17,10 @@ cycle for what the busiest program of each phase reads. On an H200 a plan took 2
 line: a phase takes some 7 µs, most of it one latency behind the other. `relay` is without barriers, for fewer networks.
 
     width, problems     MFLOP    weights read    rows read    busiest program    floor     × 50 iterations
-    256, 1                 20         11.5 MB       3.2 MB             0.9 MB     74 µs             3.7 ms
-    256, 64             1,302         51.1 MB     128.4 MB             3.1 MB     92 µs             4.6 ms
-    1024, 1               314        179.8 MB      50.0 MB             3.6 MB     95 µs             4.8 ms
-    1024, 64           20,107        795.9 MB   1,985.7 MB            22.8 MB    247 µs            12.4 ms
+    256, 1                 20         10.8 MB       3.1 MB             0.9 MB     74 µs             3.7 ms
+    256, 64             1,259         48.4 MB     119.7 MB             3.1 MB     91 µs             4.6 ms
+    1024, 1               304        169.2 MB      47.9 MB             3.5 MB     95 µs             4.7 ms
+    1024, 64           19,432        753.7 MB   1,850.5 MB            21.4 MB    236 µs            11.8 ms
 
 All P programs must be resident at once: `backends.fused.grid` sees to that before the launch, and the launch is cooperative,
 so that the driver refuses what could not be. Without a barrier a launch runs a single phase: `SYNCHRONISE` is false for

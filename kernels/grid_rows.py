@@ -80,16 +80,21 @@ def costate_of(
     t, keeps, dynamics, at, search, scratch, zero_ptr, rows, rows_total, DYNAMICS: tl.constexpr, LAYOUT: tl.constexpr,
     TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr,
 ):  # fmt: skip
-    """λ_t `[BLOCK_B, columns]`, from what the sweep over step t left; who `keeps` it writes it, and the gradient g_t."""
+    """λ_t `[BLOCK_B, columns]`, from what the sweep over step t left; who `keeps` it writes it, and the gradient g_t.
+
+    Through the last step nothing is swept where no cost is of x_T: λ_{T−1} is what the costs of that step pull.
+    """
     COLUMNS: tl.constexpr = DYNAMICS.columns
     AT: tl.constexpr = LAYOUT.dynamics
     cols = columns_of(rows, COLUMNS)[None, :]
     net = Net(dynamics.weights, dynamics.vectors, dynamics.vectors, scratch.dynamics, rows_total * T, zero_ptr)
     place = rows.problem + t * rows_total
-    grad = vector(dynamics.inv_k, rows, COLUMNS) * input_gradient(net, place, rows.inside, DYNAMICS, AT, TILE)
     pull = scratch.pull + place[:, None] * COLUMNS + cols
-    grad += tl.load(pull, mask=rows.inside[:, None], other=0.0, cache_modifier=".cg")
-    grad += load_states(at.costate, rows, t + 1, NX, T + 1, COLUMNS)
+    grad = tl.load(pull, mask=rows.inside[:, None], other=0.0, cache_modifier=".cg")
+    SWEPT: tl.constexpr = LAYOUT.swept
+    if t < SWEPT:
+        grad += vector(dynamics.inv_k, rows, COLUMNS) * input_gradient(net, place, rows.inside, DYNAMICS, AT, TILE)
+        grad += load_states(at.costate, rows, t + 1, NX, T + 1, COLUMNS)
     if keeps:
         store_states(at.costate, grad, rows, t, NX, T + 1)
         mask = rows.inside[:, None] & ((cols >= NX) & (cols < NX + NU))

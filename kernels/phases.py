@@ -120,8 +120,11 @@ def uncovered_by_grid(networks: Networks, rows: int) -> str | None:
     return None
 
 
-def phases(networks: Networks, horizon: int) -> tuple[Phase, ...]:
-    """The phases of one iteration, in order, with a barrier behind each."""
+def phases(networks: Networks, horizon: int, swept: int) -> tuple[Phase, ...]:
+    """The phases of one iteration, in order, with a barrier behind each.
+
+    The costate is swept back through the first `swept` steps: all, or all but the last, if no cost is of x_T.
+    """
     placed: list[list[Placed]] = []
 
     def put(job: Job, t: int, *after: int) -> int:
@@ -155,7 +158,7 @@ def phases(networks: Networks, horizon: int) -> tuple[Phase, ...]:
     if "terminal" in networks:
         costate = backward("terminal", horizon, forward("terminal", horizon, costate))
         costate = put(Job("value", "terminal"), horizon, costate)
-    for t in range(horizon - 1, -1, -1):
+    for t in range(swept - 1, -1, -1):
         costate = backward("dynamics", t, costate) if t == horizon - 1 else backward("dynamics", t, costate, pull)
     put(Job("update"), 0, costate, pull)
     return tuple(tuple(phase) for phase in placed)
@@ -228,22 +231,26 @@ def slab(net: Program, slice_: Slice) -> Slab:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the kernel is compiled for beside the networks: jobs by number, phases and slots of the table, and scratch."""
+    """What the kernel is compiled for beside the networks: jobs by number, phases and slots of the table, and scratch.
+
+    swept  as in `phases`
+    """
 
     jobs: tuple[Job, ...]
     phases: int
     slots: int
+    swept: int
     dynamics: Slab
     score: Slab | None
     cost: Slab | None
     terminal: Slab | None
 
 
-def layout_of(plan: tuple[Phase, ...], networks: Networks, tile: GridTile) -> Layout:
+def layout_of(plan: tuple[Phase, ...], networks: Networks, tile: GridTile, swept: int) -> Layout:
     slabs = {name: slab(networks[name], tile.of(name)) if name in networks else None
              for name in ("score", "cost", "terminal")}  # fmt: skip
     dynamics = slab(networks["dynamics"], tile.of("dynamics"))
-    return Layout(jobs_of(plan), len(plan), max(map(len, plan)), dynamics, **slabs)
+    return Layout(jobs_of(plan), len(plan), max(map(len, plan)), swept, dynamics, **slabs)
 
 
 @dataclass(frozen=True)
@@ -275,8 +282,11 @@ class Count:
 
 
 def count(networks: Networks, horizon: int, rows: int, tile: GridTile, programs: int, size: int) -> Count:
-    """What an iteration of `rows` problems takes on so many programs, with weights of `size` bytes a number."""
-    plan = phases(networks, horizon)
+    """What an iteration of `rows` problems takes on so many programs, with weights of `size` bytes a number.
+
+    A terminal cost is that of a network, or none.
+    """
+    plan = phases(networks, horizon, _swept(networks, horizon))
     flops = weights = read = busiest = 0
     for phase in plan:
         load = [0] * programs
@@ -294,13 +304,17 @@ def count(networks: Networks, horizon: int, rows: int, tile: GridTile, programs:
     return Count(len(plan), flops, weights, read, resident, busiest)
 
 
+def _swept(networks: Networks, horizon: int) -> int:
+    return horizon if "terminal" in networks else horizon - 1
+
+
 def _rows(job: Job, tile: GridTile) -> int:
     return (tile.many if job.kind == "pull" else tile.of(job.net)).block_b
 
 
 def _item(job: Job, t: int, networks: Networks, tile: GridTile, rows: int, horizon: int) -> tuple[int, int, int]:
     """Operations, weights read and numbers of rows read by an item."""
-    dynamics = networks["dynamics"]
+    dynamics, swept = networks["dynamics"], _swept(networks, horizon)
     products: list[tuple[int, int]] = []  # (inputs, columns) of each
 
     def narrow_last(net: Program) -> None:
@@ -315,12 +329,13 @@ def _item(job: Job, t: int, networks: Networks, tile: GridTile, rows: int, horiz
         products.append((op.inputs if job.kind == "forward" else op.columns, columns))
         if job == Job("forward", "dynamics", 0) and t > 0:
             narrow_last(dynamics)
-        if job == Job("backward", "dynamics", len(dynamics.operations) - 1) and t < horizon - 1:
+        if job == Job("backward", "dynamics", len(dynamics.operations) - 1) and t < swept - 1:
             narrow_first(dynamics)
     elif job.kind == "end":
         narrow_last(dynamics)
     elif job.kind == "update":
-        narrow_first(dynamics)
+        if swept:
+            narrow_first(dynamics)
     else:
         for name in ("terminal",) if job.kind == "value" else ("cost", "score"):
             if name in networks:

@@ -68,10 +68,11 @@ def plan_kernel(
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, TILE: tl.constexpr,
     TALL: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, CHUNK: tl.constexpr,
     BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr, KEEP: tl.constexpr, SIZES: tl.constexpr,
-    OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
+    OPTIONS: tl.constexpr, FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr, ENDS: tl.constexpr,
 ):  # fmt: skip
     """Iterations `first … last−1` of a block of problems; where nothing `moves` they are evaluated and judged.
 
+    ENDS says that there is a cost of x_T; without one the last step has no gradient, and its state is a plan's alone.
     FUNCTION and LAST_FUNCTION are traced costs (`traced.triton_code`) in the place of the others, or None.
     `only_diverged`, which is for a single iteration, skips blocks in which no problem has diverged.
     """
@@ -89,17 +90,20 @@ def plan_kernel(
     ROLL_OUT: tl.constexpr = _roll_out_called if APART else _roll_out
     COSTS_AND_SCORES: tl.constexpr = _costs_and_scores_called if APART and TALL.block_b < 64 else _costs_and_scores
     PULL_BACK: tl.constexpr = _pull_back_called if APART else _pull_back
+    steps = T
+    if not ENDS:
+        steps = T - (moves != 0).to(tl.int32)
     for i in range(first, last):
         tl.debug_barrier()  # the step before wrote v in another layout
         ROLL_OUT(
-            dynamics, terminal, scale_ptr, costs, at, search, block, DYNAMICS, TERMINAL, TILE, T, NX, NU, BOUNDING, KEEP,
-            SIZES, LAST_FUNCTION, PARAMS,
+            dynamics, terminal, scale_ptr, costs, at, search, block, steps, DYNAMICS, TERMINAL, TILE, T, NX, NU, BOUNDING,
+            KEEP, SIZES, LAST_FUNCTION, PARAMS,
         )  # fmt: skip
         COSTS_AND_SCORES(
             score, cost, costs, at, search, gain_ptr, beta_ptr, level_ptr, i, block, DYNAMICS, SCORE, COST, TALL, T, NX, NU,
             BOUNDING, SIZES, FUNCTION, PARAMS,
         )  # fmt: skip
-        PULL_BACK(dynamics, scale_ptr, at, search, block, DYNAMICS, TILE, T, NX, NU, BOUNDING, KEEP, SIZES)
+        PULL_BACK(dynamics, scale_ptr, at, search, block, DYNAMICS, TILE, T, NX, NU, BOUNDING, KEEP, SIZES, ENDS)
         tl.debug_barrier()
         rows = _rows(block, TILE)
         step_size = tl.load(step_size_ptr + i)
@@ -121,21 +125,21 @@ class Block(NamedTuple):
 
 @triton.jit
 def _roll_out(
-    dynamics, terminal, scale_ptr, costs, at, search, block, DYNAMICS: tl.constexpr, TERMINAL: tl.constexpr,
+    dynamics, terminal, scale_ptr, costs, at, search, block, steps, DYNAMICS: tl.constexpr, TERMINAL: tl.constexpr,
     TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, BOUNDING: tl.constexpr, KEEP: tl.constexpr,
     SIZES: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
-    """The states of all steps, the terminal cost, and its gradient as the last costate."""
+    """The states behind so many steps, the terminal cost, and its gradient as the last costate."""
     BLOCK_B: tl.constexpr = TILE.block_b
     COLUMNS: tl.constexpr = DYNAMICS.columns
     x = _load_states(at.x0, 0, block, COLUMNS, NX, 1, TILE)
-    for t in range(T):
+    for t in range(steps):
         _store_states(at.x, x, t, block, COLUMNS, NX, T + 1, TILE)
         z = x + _load_controls(search, t, block, COLUMNS, NX, NU, T, BOUNDING, TILE)
         mem = _memory(dynamics, dynamics.vectors, block, t, DYNAMICS, TILE, SIZES, KEEP)
         out = network_forward(normalised(z, dynamics, block), mem, DYNAMICS, TILE, KEEP)
         x = _load_states(at.x, t, block, COLUMNS, NX, T + 1, TILE) + vector(scale_ptr, block, COLUMNS) * out
-    _store_states(at.x, x, T, block, COLUMNS, NX, T + 1, TILE)
+    _store_states(at.x, x, steps, block, COLUMNS, NX, T + 1, TILE)
 
     costate = tl.zeros((BLOCK_B, COLUMNS), tl.float32)
     value = tl.zeros((BLOCK_B,), tl.float32)
@@ -189,12 +193,18 @@ def _costs_and_scores(
 @triton.jit
 def _pull_back(
     dynamics, scale_ptr, at, search, block, DYNAMICS: tl.constexpr, TILE: tl.constexpr, T: tl.constexpr, NX: tl.constexpr,
-    NU: tl.constexpr, BOUNDING: tl.constexpr, KEEP: tl.constexpr, SIZES: tl.constexpr,
+    NU: tl.constexpr, BOUNDING: tl.constexpr, KEEP: tl.constexpr, SIZES: tl.constexpr, ENDS: tl.constexpr,
 ):  # fmt: skip
     """The costates of all steps, from the last to the first, and the gradients in the controls."""
     COLUMNS: tl.constexpr = DYNAMICS.columns
-    for j in range(T):
-        t = T - 1 - j
+    LAST: tl.constexpr = T if ENDS else T - 1
+    if not ENDS:
+        tl.debug_barrier()  # costs and scores were set aside by other threads
+        grad = parked(_pull_of(T - 1, block, COLUMNS, TILE, SIZES), block, COLUMNS, TILE)
+        _store_controls(search.grad_u, grad, T - 1, block, COLUMNS, NX, NU, T, TILE)
+        _store_states(at.costate, grad, T - 1, block, COLUMNS, NX, T + 1, TILE)
+    for j in range(LAST):
+        t = LAST - 1 - j
         mem = _memory(dynamics, dynamics.vectors, block, t, DYNAMICS, TILE, SIZES, KEEP)
         if not KEEP:
             z = _load_step(at, search, t, block, COLUMNS, NX, NU, T, BOUNDING, TILE)

@@ -135,9 +135,8 @@ def tiles(
     found = tuple(tile for tile in found if tile.block_b <= most)
     if limits.capability >= 100:
         # There, products of 64 rows and more take tensor memory, and the compiler asks for more than there is; the others
-        # go through registers, of which two stages leave enough, and with residuals steps of 32.
-        deepest = 32 if streams else 64
-        found = tuple(replace(tile, stages=2, block_k=min(tile.block_k, deepest)) for tile in found)
+        # go through registers, of which two stages in steps of 32 leave enough.
+        found = tuple(replace(tile, stages=2, block_k=min(tile.block_k, 32)) for tile in found)
     return tuple(sorted(found, key=expected))
 
 

@@ -193,6 +193,7 @@ def test_controls_that_are_taken_in_parts(bounding: str, backend: str, monkeypat
     check(case, backend, iterations=3, bounding=bounding, clip_gradient=0.5, record_cost=True, keep_moments=True)
 
 
+@both_regimes
 @pytest.mark.parametrize("dynamics", ["learned", "scaled blocks"])
 @pytest.mark.slow
 def test_networks_at_their_usual_depth(dynamics: str, backend: str) -> None:
@@ -412,6 +413,22 @@ def test_a_problem_that_diverges_ends_as_the_eager_planner_says(iterations: int,
     assert relative(ours.u, theirs.u) < 1e-4 and ours.u.isfinite().all()
     assert ours.history is not None and theirs.history is not None
     assert torch.equal(ours.history.isnan(), theirs.history.isnan())
+
+
+@pytest.mark.parametrize("backend", ["fused:tile", "fused:layered", "fused:grid"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_a_last_step_that_overflows_stops_no_search_unless_it_costs(horizon: int, backend: str) -> None:
+    """A norm makes NaNs of it, which zero costates would carry back. Of the plan in the end, the status tells it."""
+    case = small(dynamics=mlp(NZ, NX, width=16, hidden_layers=2, norm=True), batch=2, horizon=horizon, with_goal=False)
+    case.problem.cost.Q.zero_()
+    case.problem.cost.R.zero_()
+    case.u[:, :-1], case.u[:, -1] = 0, 3e38
+    ours, theirs = (plan(case, by, iterations=2) for by in (backend, "eager"))
+    for made in (ours, theirs):
+        assert made.x[:, -1].isnan().all() and made.x[:, :-1].isfinite().all() and made.costate.isfinite().all()
+        assert (made.iterations == 2).all() and (made.status == Status.DIVERGED).all()
+    assert torch.equal(ours.u, theirs.u.float())
 
 
 @both_regimes

@@ -58,14 +58,15 @@ class GridPlan:
             raise ValueError("the grid regime was compiled for sm_8x and sm_9x alone; use backend='fused' for another")
         interpreted, T, R = is_interpreted(), planner.horizon, buffers.rows
         tile = tile or tile_for(R, T, packed.dtype.itemsize, planner.input_precision, interpreted)
-        plan = phases(networks, T)
+        swept = T if packed.has_terminal else T - 1
+        plan = phases(networks, T, swept)
         table, fullest = table_of(plan, networks, tile, R, T)
         self.buffers, self.iterations, self.settled, self.phases = buffers, planner.iterations, settled, len(plan)
         self.programs = programs or (1 if interpreted else min(fullest, multiprocessors(packed.device)))
         self.stepwise = stepwise
         if interpreted and self.programs > 1 and not stepwise:
             raise ValueError("interpreted programs run one after another, and a barrier would never end; give programs=1")
-        layout = layout_of(plan, networks, tile)
+        layout = layout_of(plan, networks, tile, swept)
         rows = {"dynamics": T * R, "score": T * R, "cost": T * R, "terminal": R}
         slabs = {name: getattr(layout, name) for name in rows}
         self.scratch = {
