@@ -26,7 +26,7 @@ CALLS = {
 
 @functools.lru_cache(maxsize=256)
 def device_function(expression: Expression, features: Features) -> Any:
-    """`cost(z, goal, params, t, out, inside) → value`, a jit function, of the expression of a cost with these features.
+    """`(z, goal, params, t, out, inside) → value`, a jit function, of the expression of a cost with these features.
 
     z, goal, params and out point at a row each, `[rows]`: at x and u, at the goal, at the parameters, and to where the
     gradient in x and u goes, if there is one; `t [rows]` is the step. Rows that are not `inside` are neither read nor
@@ -34,26 +34,29 @@ def device_function(expression: Expression, features: Features) -> Any:
     """
     from ..activations import expm1, tanh
 
-    source = _source(expression, features)
+    body = _body(expression, features)
+    # A kernel that calls two functions of one name, with arguments of the same types, would call the first one twice.
+    name = f"cost_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
+    source = f"def {name}(z, goal, params, t, out, inside):\n{body}"
     # The compiler reads a function's text from its file; this one has none, and Python's cache of lines stands for it.
-    name = f"<traced cost {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    file = f"<traced {name}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     used = ("largest", "smallest", "log1p", "nearest", "power", "atan", "atan2")
     scope: dict[str, Any] = {"tl": tl, "tanh": tanh, "expm1": expm1, "__name__": __name__}
     scope |= {helper: getattr(device, helper) for helper in used}
-    exec(compile(source, name, "exec"), scope)
-    return triton.jit(scope["cost"])
+    exec(compile(source, file, "exec"), scope)
+    return triton.jit(scope[name])
 
 
-def _source(expression: Expression, features: Features) -> str:
-    """The function's text."""
-    lines = ["def cost(z, goal, params, t, out, inside):"]
+def _body(expression: Expression, features: Features) -> str:
+    """The function's text, below its name."""
+    lines: list[str] = []
     for index, (op, args) in enumerate(expression.instructions):
         names = [_name(arg) for arg in args]
         lines.append(f"    v{index} = {_load(expression.place(index), features) if op == 'input' else _call(op, names)}")
     value, *gradient = expression.outputs
     lines += [f"    tl.store(out + {place}, {_name(g)}, mask=inside)" for place, g in enumerate(gradient)]
-    whole = _name(value) if isinstance(value, Term) else f"tl.zeros_like(inside.to(tl.float32)) + {_name(value)}"
+    whole = _name(value) if isinstance(value, Term) else f"inside.to(tl.float32) * 0.0 + {_name(value)}"
     return "\n".join([*lines, f"    return {whole}", ""])
 
 

@@ -105,6 +105,13 @@ def test_triton_makes_the_same_of_it(name: str) -> None:
     assert rows.error(torch.cat((value[..., None], grad), -1).cpu()) < 2e-6
 
 
+def test_functions_of_different_costs_have_different_names() -> None:
+    """The compiler tells functions that a kernel calls apart by their names and the types of what they are given."""
+    made = [Rows(case) for case in TRACEABLE.values()]
+    named = {repr(device_function(rows.program, rows.features)) for rows in made}
+    assert len(named) == len({(rows.program, rows.features) for rows in made}) > 2
+
+
 @pytest.mark.skipif(cpu.why_unavailable() is not None, reason=str(cpu.why_unavailable()))
 @every_cost
 def test_cpp_makes_the_same_of_it(name: str) -> None:
