@@ -138,15 +138,8 @@ def uncovered(spec: NetworkSpec) -> str | None:
     return None
 
 
-def beside_chains(networks: Mapping[str, Program], learned: bool, terminal: bool) -> str | None:
-    """What a problem has beside chains of layers, which are all that some regimes hold; None if nothing.
-
-    Its cost is `learned`, or it has a `terminal` one.
-    """
-    if not learned:
-        return "a cost that is no network"
-    if terminal:
-        return "a terminal cost"
+def beside_chains(networks: Mapping[str, Program]) -> str | None:
+    """What networks have beside chains of layers, which are all that some regimes hold; None if nothing."""
     for name, net in networks.items():
         if len(net.operations) < 2:
             return f"the {name}'s single layer"

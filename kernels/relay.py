@@ -11,15 +11,16 @@ computed by every program, for itself, and so may a narrow network's first layer
 the first program of a group steps and publishes the controls.
 
     rollout   t = 0 … T−1    x_{t+1} = x_t + scale ⊙ dynamics(x_t, u_t)
-    costs     all t          cost and its gradient, score, the pull p_t = ∂_z c − β s             eight rows at once
+    costs     t = T          a terminal cost, and its gradient λ
+              all t          cost and its gradient, score, the pull p_t = ∂_z c − β s             eight rows at once
     adjoint   t = T−1 … 0    (λ, g_t) = p_t + (λ, 0) + (∂_z f)ᵀ λ
 
 Every layer of every step has words of its own, which the next iteration writes over, with another stamp. By then all have
 read them: a program goes on to publish only what it made of them, and who writes over them has waited for all of that.
 
-Networks are plain, and 16 columns a warp wide at least (`uncovered_by_relay`); products are of 16 bits. `relay_network` has
-their layers, `relay_rows` the rows and products of a layer, `relay_tiles` the cut. Written in Gluon, for sm_90 and later;
-`gluon_interpreted` says how it is tested without, with one program a group.
+Networks are plain, and 16 columns a warp wide at least (`uncovered_by_relay`); products are of 16 bits. `relay_costs` has
+all kinds of costs, `relay_network` layers of networks, `relay_rows` the rows and products of a layer, `relay_tiles` the cut.
+Written in Gluon, for sm_90 and later; `gluon_interpreted` says how it is tested without, with one program a group.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
@@ -34,6 +35,7 @@ import triton.language as tl
 from .activations import activate, activate_vjp
 from .exchange import gather, publish, shortened
 from .gluon import gl, jit, thread_barrier
+from .relay_costs import column, costs_and_scores, problems_of, terminal_cost
 from .relay_network import (
     backward,
     begin,
@@ -64,6 +66,8 @@ class Matrices(NamedTuple):
     dynamics_turned: Any
     cost: Any
     cost_turned: Any
+    terminal: Any
+    terminal_turned: Any
     score: Any
 
 
@@ -72,9 +76,9 @@ class Scratch(NamedTuple):
 
     words                     of groups, int64, by kind: `relay_tiles.words_of`
     saved, moments            of programs, of the dynamics, `[T, …]` as `packing` counts them
-    cost_saved, cost_moments  of programs, of the cost, by blocks of eight rows
+    cost_saved, cost_moments  of programs, by blocks of eight rows: of the terminal cost, and then of the running one
     controls                  of programs, `[problems, T · NU]` padded, float32
-    inputs, pull              of programs, `[T · problems, columns]` float32: (x, u), and the gradient in it
+    inputs, pull              of programs, `[(T + 1) · problems, columns]` float32: (x, u), and the gradient in it
     """
 
     words: Any
@@ -98,38 +102,41 @@ class Group(NamedTuple):
 
 @jit(do_not_specialize=["rows_total", "first", "last", "settled", "moves", "only_diverged"])
 def relay_kernel(
-    dynamics, score, cost, matrices, scale_ptr, gain_ptr, at, search, beta_ptr, level_ptr, step_size_ptr, scratch,
-    rows_total, first, last, settled, moves, only_diverged,
-    DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, RELAY: tl.constexpr, T: tl.constexpr,
-    NX: tl.constexpr, NU: tl.constexpr, CONTROLS: tl.constexpr, CHUNK: tl.constexpr, WORDS: tl.constexpr,
-    BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr, OPTIONS: tl.constexpr,
+    dynamics, score, cost, terminal, matrices, scale_ptr, gain_ptr, costs, at, search, beta_ptr, level_ptr, step_size_ptr,
+    scratch, rows_total, first, last, settled, moves, only_diverged,
+    DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, RELAY: tl.constexpr,
+    T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, CONTROLS: tl.constexpr, CHUNK: tl.constexpr, WORDS: tl.constexpr,
+    SAVED: tl.constexpr, BOUNDING: tl.constexpr, CHANGE: tl.constexpr, HISTORY: tl.constexpr, OPTIONS: tl.constexpr,
+    FUNCTION: tl.constexpr, LAST_FUNCTION: tl.constexpr, PARAMS: tl.constexpr, ENDS: tl.constexpr,
 ):  # fmt: skip
     """Iterations `first … last−1` of the groups' problems; where nothing `moves` they are evaluated and judged.
 
     All words are zero at the start. `only_diverged`, which is for a single iteration, skips groups in which no problem has
-    diverged. WORDS are where the words of a group begin, each kind behind the other, and how many there are.
+    diverged. WORDS are where the words of a group begin, each kind behind the other, and how many there are; SAVED, how many
+    numbers and moments of costs a program keeps. FUNCTION and LAST_FUNCTION are traced costs (`traced.triton_code`) in the
+    place of the others, or None; ENDS says that there is a cost of x_T.
     """
     PROBLEMS: tl.constexpr = RELAY.problems
     PROGRAMS: tl.constexpr = RELAY.programs
     WARPS: tl.constexpr = gl.num_warps()
-    PLAN: tl.constexpr = (RELAY, T, NX, NU, CONTROLS)
+    PLAN: tl.constexpr = (RELAY, T, NX, NU, CONTROLS, DYNAMICS.columns)
     pid = gl.program_id(0).to(gl.int64)
     number = (pid % PROGRAMS).to(gl.int32)
     group = Group(pid // PROGRAMS * PROBLEMS, rows_total, number, number == 0)
-    words = scratch.words + pid // PROGRAMS * WORDS[6]
-    control_words = words + WORDS[4]
+    words = scratch.words + pid // PROGRAMS * WORDS[8]
+    control_words = words + WORDS[6]
     if only_diverged != 0:
-        first += 1 - _any_diverged(words + WORDS[5], search, group, PLAN)  # a pass is one iteration: none is left then
-    DEEPEST: tl.constexpr = _deepest(DYNAMICS, SCORE, COST)
+        first += 1 - _any_diverged(words + WORDS[7], search, group, PLAN)  # a pass is one iteration: none is left then
+    DEEPEST: tl.constexpr = _deepest(DYNAMICS, SCORE, COST, TERMINAL)
     y = gl.allocate_shared_memory(dynamics.weights.dtype.element_ty, [8, DEEPEST], plain(2))
     y.store(gl.zeros([8, DEEPEST], y.dtype, layout=some(8, DEEPEST, WARPS)))  # of fewer rows the others stay
     room = (
         gl.allocate_shared_memory(gl.float32, [8, WARPS], plain(2)),
         gl.allocate_shared_memory(gl.float32, [8, WARPS], plain(2)),
     )
-    own = _own(scratch, pid, DYNAMICS, COST, PLAN)
+    own = _own(scratch, pid, DYNAMICS, SAVED, PLAN)
     steps = T
-    if T > 1:  # words of the dynamics have to stand between those of one iteration's costs and the next one's
+    if T > 1 and not ENDS:  # words of the dynamics have to stand between those of one iteration's costs and the next one's
         steps = T - (moves != 0).to(gl.int32)  # x_T has no cost, and is wanted of a plan alone
     if group.leads:
         _give_controls(control_words, 1, search, group, PLAN, BOUNDING)
@@ -142,11 +149,12 @@ def relay_kernel(
             matrices.dynamics, matrices.dynamics_turned, dynamics.vectors, dynamics.vectors, words, words + WORDS[0],
             own.saved, own.moments,
         )  # fmt: skip
-        cost_net = Net(
-            matrices.cost, matrices.cost_turned, cost.vectors, cost.vectors, words + WORDS[1], words + WORDS[2],
-            own.cost_saved, own.cost_moments,
-        )  # fmt: skip
-        score_net = cost_net  # without a score nothing reads it
+        terminal_net, cost_net, score_net = dynamics_net, dynamics_net, dynamics_net  # of what is not there nothing is read
+        if COST is not None:
+            cost_net = Net(
+                matrices.cost, matrices.cost_turned, cost.vectors, cost.vectors, words + WORDS[1], words + WORDS[2],
+                own.cost_saved, own.cost_moments,
+            )  # fmt: skip
         if SCORE is not None:
             condition = score.vectors
             if SCORE.embedding >= 0:
@@ -156,13 +164,24 @@ def relay_kernel(
                 own.cost_saved, own.cost_moments,
             )  # fmt: skip
             gain = gl.load(gain_ptr + level)
-        _roll_out(dynamics, dynamics_net, steps, scale_ptr, at, own, group, program, DYNAMICS, PLAN)
+        if TERMINAL is not None:
+            terminal_net = Net(
+                matrices.terminal, matrices.terminal_turned, terminal.vectors, terminal.vectors, words + WORDS[4],
+                words + WORDS[5], own.cost_saved, own.cost_moments,
+            )  # fmt: skip
+        _roll_out(dynamics, dynamics_net, steps, scale_ptr, at, own, group, program, DYNAMICS, ENDS, PLAN)
         thread_barrier()
-        _costs_and_scores(
-            cost, cost_net, score, score_net, gain, beta, at, search, own, group, program, COST, SCORE, PLAN
-        )
+        if ENDS:
+            terminal_cost(
+                terminal, terminal_net, costs, search, own, group, program, TERMINAL, LAST_FUNCTION, PARAMS, PLAN
+            )
+            thread_barrier()
+        costs_and_scores(
+            cost, cost_net, score, score_net, gain, beta, costs, at, search, own, group, program, COST, SCORE, FUNCTION,
+            PARAMS, PLAN,
+        )  # fmt: skip
         thread_barrier()
-        _pull_back(dynamics, dynamics_net, scale_ptr, at, search, own, group, program, DYNAMICS, PLAN)
+        _pull_back(dynamics, dynamics_net, scale_ptr, at, search, own, group, program, DYNAMICS, ENDS, PLAN)
         thread_barrier()
         if group.leads:
             LAYOUT: tl.constexpr = some(PROBLEMS, CHUNK, WARPS)
@@ -177,22 +196,21 @@ def relay_kernel(
 
 
 @triton.constexpr_function
-def _deepest(dynamics, score, cost):
+def _deepest(*networks):
     """Of the operands of deep products."""
-    return max(op.columns for net in (dynamics, score, cost) if net is not None for op in net.operations[:-1])
+    return max(op.columns for net in networks if net is not None for op in net.operations[:-1])
 
 
 @jit
-def _own(scratch, pid, DYNAMICS: tl.constexpr, COST: tl.constexpr, PLAN: tl.constexpr):
+def _own(scratch, pid, DYNAMICS: tl.constexpr, SAVED: tl.constexpr, PLAN: tl.constexpr):
     """A program's part of the scratch."""
     T: tl.constexpr = PLAN[1]
     STEPS: tl.constexpr = T * PLAN[0].problems
-    ROWS: tl.constexpr = PLAN[0].blocks(T) * 8
+    INPUTS: tl.constexpr = (STEPS + PLAN[0].problems) * DYNAMICS.columns
     return Scratch(
         scratch.words, scratch.saved + pid * (STEPS * DYNAMICS.saved), scratch.moments + pid * (STEPS * DYNAMICS.moments),
-        scratch.cost_saved + pid * (ROWS * COST.saved), scratch.cost_moments + pid * (ROWS * COST.moments),
-        scratch.controls + pid * (PLAN[0].problems * PLAN[4]), scratch.inputs + pid * (STEPS * DYNAMICS.columns),
-        scratch.pull + pid * (STEPS * DYNAMICS.columns),
+        scratch.cost_saved + pid * SAVED[0], scratch.cost_moments + pid * SAVED[1],
+        scratch.controls + pid * (PLAN[0].problems * PLAN[4]), scratch.inputs + pid * INPUTS, scratch.pull + pid * INPUTS,
     )  # fmt: skip
 
 
@@ -254,7 +272,7 @@ def _controls(group, PLAN: tl.constexpr):
 
 @jit
 def _roll_out(
-    model, net, steps, scale_ptr, at, scratch, group, program, NET: tl.constexpr, PLAN: tl.constexpr
+    model, net, steps, scale_ptr, at, scratch, group, program, NET: tl.constexpr, ENDS: tl.constexpr, PLAN: tl.constexpr
 ):
     """States behind so many steps, and what costs are of."""
     RELAY: tl.constexpr = PLAN[0]
@@ -265,15 +283,15 @@ def _roll_out(
     LAST: tl.constexpr = len(NET.operations) - 1
     KIND: tl.constexpr = NET.operations[LAST].activation
     COLUMNS: tl.constexpr = NET.columns
-    problem, inside, rows, cols = _problems(group, COLUMNS, ROWS)
+    problem, inside, rows, cols = problems_of(group, COLUMNS, ROWS)
     is_x = inside & (cols < NX)
     is_u = (rows < ROWS) & (cols >= NX) & (cols < NX + NU)
     x = gl.load(at.x0 + problem * NX + cols, mask=is_x, other=0.0)
     gl.store(at.x + problem * (T + 1) * NX + cols, x, mask=is_x & group.leads)
     WHOLE: tl.constexpr = RELAY.whole and LAST > 1
     w = first_weights_whole(net, NET) if WHOLE else first_weights(net, program, NET, RELAY)
-    scale = _column(scale_ptr, cols, NX)
-    b, inv_k = _column(model.b, cols, NX + NU), _column(model.inv_k, cols, NX + NU)
+    scale = column(scale_ptr, cols, NX)
+    b, inv_k = column(model.b, cols, NX + NU), column(model.inv_k, cols, NX + NU)
     u = gl.load(scratch.controls + rows * PLAN[4] + cols - NX, mask=is_u, other=0.0)
     for t in range(steps):
         z = x + u
@@ -293,82 +311,18 @@ def _roll_out(
             gl.store(place, h.to(net.saved.dtype.element_ty), mask=rows < ROWS)
         x = gl.where(is_x, x + scale * activate(h, KIND, False), 0.0)
         gl.store(at.x + (problem * (T + 1) + t + 1) * NX + cols, x, mask=is_x & group.leads)
-    if T > 1:  # noqa: SIM102
+    if ENDS:
+        gl.store(scratch.inputs + (T * ROWS + rows) * COLUMNS + cols, x, mask=rows < ROWS)
+    elif T > 1:  # noqa: SIM102
         if steps < T:
             gl.store(scratch.inputs + (steps * ROWS + rows) * COLUMNS + cols, x + u, mask=rows < ROWS)
 
 
 @jit
-def _costs_and_scores(
-    cost, net, score, score_net, gain, beta, at, search, scratch, group, program, COST: tl.constexpr, SCORE: tl.constexpr,
-    PLAN: tl.constexpr,
-):  # fmt: skip
-    """Costs, scores and the pull of all steps, eight rows at once; the layers of the two networks side by side."""
-    RELAY: tl.constexpr = PLAN[0]
-    T: tl.constexpr = PLAN[1]
-    NZ: tl.constexpr = PLAN[2] + PLAN[3]
-    PROBLEMS: tl.constexpr = RELAY.problems
-    COLUMNS: tl.constexpr = COST.columns
-    BLOCKS: tl.constexpr = RELAY.blocks(T)
-    OUT: tl.constexpr = COST.out_columns
-    LAST: tl.constexpr = len(COST.operations) - 1
-    KIND: tl.constexpr = COST.operations[LAST].activation
-    SCORE_LAST: tl.constexpr = 0 if SCORE is None else len(SCORE.operations) - 1
-    w = first_weights(net, program, COST, RELAY)
-    score_w = w  # without a score nothing reads it
-    if SCORE is not None:
-        score_w = first_weights(score_net, program, SCORE, RELAY)
-    for block in range(BLOCKS):
-        problem, step, inside, row, cols = _steps(group, block, COLUMNS, PLAN)
-        z = gl.load(scratch.inputs + row * COLUMNS + cols, mask=row < T * PROBLEMS, other=0.0)
-        begin(w, _normalised(z, cost, cols, NZ), net, block, program, COST, 8, RELAY)
-        if SCORE is not None:
-            begin(score_w, _normalised(z, score, cols, NZ), score_net, block, program, SCORE, 8, RELAY)
-    for i in gl.static_range(1, max(LAST, SCORE_LAST)):
-        if i < LAST:
-            forward(net, 0, BLOCKS, program, i, COST, 8, RELAY, True, False)
-        if i < SCORE_LAST:
-            forward(score_net, 0, BLOCKS, program, i, SCORE, 8, RELAY, False, False)
-    w, turned = last_weights(net, COST), last_weights_turned(net, program, COST, RELAY)
-    for block in range(BLOCKS):
-        h = output(w, net, block, program, COST, 8, True)
-        _, _, _, _, outputs = _steps(group, block, OUT, PLAN)
-        problem, step, inside, row, cols = _steps(group, block, COLUMNS, PLAN)
-        value = gl.where(outputs == 0, activate(h, KIND, False), 0.0)
-        value = gl.convert_layout(gl.sum(value, 0), gl.SliceLayout(0, columns_of_rows(COLUMNS, gl.num_warps())))[None, :]
-        gl.store(search.running + problem * T + step + cols * 0, value + cols * 0.0, mask=inside & group.leads & (cols == 0))
-        one = gl.zeros([OUT, 8], gl.float32, layout=columns_of_rows(OUT, gl.num_warps())) + 1.0
-        seed = gl.where(outputs == 0, activate_vjp(one, h, KIND), 0.0)  # what is padding may be NaN
-        slope = last_slope(net, block, program, COST, 8, RELAY)
-        begin_backward(turned, seed, slope, net, block, program, COST, 8, RELAY)
-    if SCORE is not None:
-        SCORE_KIND: tl.constexpr = SCORE.operations[SCORE_LAST].activation
-        w = last_weights(score_net, SCORE)
-        for block in range(BLOCKS):
-            h = output(w, score_net, block, program, SCORE, 8, False)
-            problem, step, inside, row, cols = _steps(group, block, COLUMNS, PLAN)
-            s = activate(h, SCORE_KIND, False) * _column(score.inv_k, cols, NZ) * gain
-            is_z = inside & (cols < NZ)
-            gl.store(at.score + (problem * T + step) * NZ + cols, s, mask=is_z & group.leads)
-            gl.store(scratch.pull + row * COLUMNS + cols, -beta * s, mask=row < T * PROBLEMS)
-    for j in gl.static_range(LAST - 1):
-        backward(net, 0, BLOCKS, program, LAST - 1 - j, COST, 8, RELAY, False)
-    w = input_weights(net, COST)
-    for block in range(BLOCKS):
-        grad = input_gradient(w, net, block, program, COST, 8)
-        problem, step, inside, row, cols = _steps(group, block, COLUMNS, PLAN)
-        pull = grad * _column(cost.inv_k, cols, NZ)
-        if SCORE is not None:
-            pull += gl.load(scratch.pull + row * COLUMNS + cols, mask=row < T * PROBLEMS, other=0.0)
-            thread_barrier()  # several threads may read what one of them writes
-        gl.store(scratch.pull + row * COLUMNS + cols, pull, mask=row < T * PROBLEMS)
-
-
-@jit
 def _pull_back(
-    model, net, scale_ptr, at, search, scratch, group, program, NET: tl.constexpr, PLAN: tl.constexpr
+    model, net, scale_ptr, at, search, scratch, group, program, NET: tl.constexpr, ENDS: tl.constexpr, PLAN: tl.constexpr
 ):
-    """Costates, and the gradient in the controls, of all steps from the last, behind which there is no cost."""
+    """Costates, and the gradient in the controls, of all steps from the last; through it only where a cost is of x_T."""
     RELAY: tl.constexpr = PLAN[0]
     T: tl.constexpr = PLAN[1]
     NX: tl.constexpr = PLAN[2]
@@ -377,16 +331,20 @@ def _pull_back(
     LAST: tl.constexpr = len(NET.operations) - 1
     KIND: tl.constexpr = NET.operations[LAST].activation
     COLUMNS: tl.constexpr = NET.columns
-    problem, inside, rows, cols = _problems(group, COLUMNS, ROWS)
+    SWEPT: tl.constexpr = T if ENDS else T - 1
+    problem, inside, rows, cols = problems_of(group, COLUMNS, ROWS)
     costate = gl.zeros([COLUMNS, 8], gl.float32, layout=columns_of_rows(COLUMNS, gl.num_warps()))
+    if ENDS:
+        costate = gl.where(inside & (cols < NX), _pull(T, scratch, rows, cols, PLAN, COLUMNS), 0.0)
     gl.store(at.costate + (problem * (T + 1) + T) * NX + cols, costate, mask=inside & (cols < NX) & group.leads)
-    costate = _keep_gradient(_pull(T - 1, scratch, rows, cols, PLAN, COLUMNS), T - 1, at, search, group, COLUMNS, PLAN)
+    if not ENDS:
+        costate = _keep_gradient(_pull(T - 1, scratch, rows, cols, PLAN, COLUMNS), T - 1, at, search, group, COLUMNS, PLAN)
     WHOLE: tl.constexpr = RELAY.whole and LAST > 1
     w = last_weights_turned_whole(net, NET) if WHOLE else last_weights_turned(net, program, NET, RELAY)
-    scale, inv_k = _column(scale_ptr, cols, NX), _column(model.inv_k, cols, NX + NU)
-    slope = last_slope(net, max(T - 2, 0), program, NET, ROWS, RELAY)
-    for j in range(T - 1):
-        t = T - 2 - j
+    scale, inv_k = column(scale_ptr, cols, NX), column(model.inv_k, cols, NX + NU)
+    slope = last_slope(net, max(SWEPT - 1, 0), program, NET, ROWS, RELAY)
+    for j in range(SWEPT):
+        t = SWEPT - 1 - j
         seed = scale * costate
         if NET.operations[LAST].saved >= 0:
             place = net.saved + (t * NET.saved + NET.operations[LAST].saved) * ROWS + rows * COLUMNS + cols
@@ -420,41 +378,9 @@ def _keep_gradient(grad, t, at, search, group, COLUMNS: tl.constexpr, PLAN: tl.c
     NX: tl.constexpr = PLAN[2]
     NU: tl.constexpr = PLAN[3]
     ROWS: tl.constexpr = PLAN[0].problems
-    problem, inside, rows, cols = _problems(group, COLUMNS, ROWS)
+    problem, inside, rows, cols = problems_of(group, COLUMNS, ROWS)
     is_x, is_u = inside & (cols < NX), inside & (cols >= NX) & (cols < NX + NU)
     gl.store(search.grad_u + (problem * T + t) * NU + cols - NX, grad, mask=is_u & group.leads)
     costate = gl.where(is_x, grad, 0.0)
     gl.store(at.costate + (problem * (T + 1) + t) * NX + cols, costate, mask=is_x & group.leads)
     return costate
-
-
-@jit
-def _problems(group, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """Of `[COLUMNS, 8]`: each row's problem, whether there is such a one, the row, and the columns."""
-    LAYOUT: tl.constexpr = columns_of_rows(COLUMNS, gl.num_warps())
-    rows = gl.arange(0, 8, layout=gl.SliceLayout(0, LAYOUT))[None, :]
-    cols = gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, LAYOUT))[:, None]
-    problem = group.first + rows
-    return problem, (rows < ROWS) & (problem < group.total), rows, cols
-
-
-@jit
-def _steps(group, block, COLUMNS: tl.constexpr, PLAN: tl.constexpr):
-    """Of a block of eight rows: each row's problem, its step, whether there are such, which row it is; and the columns."""
-    PROBLEMS: tl.constexpr = PLAN[0].problems
-    _, _, rows, cols = _problems(group, COLUMNS, 8)
-    row = block * 8 + rows
-    problem, step = group.first + row % PROBLEMS, row // PROBLEMS
-    return problem, step, (problem < group.total) & (step < PLAN[1]), row, cols
-
-
-@jit
-def _normalised(z, model, cols, NZ: tl.constexpr):
-    """z̄ = (z − b)·inv_k."""
-    return (z - _column(model.b, cols, NZ)) * _column(model.inv_k, cols, NZ)
-
-
-@jit
-def _column(ptr, cols, COLUMNS: tl.constexpr):
-    """Numbers of the first columns, and zeros in those behind them."""
-    return gl.load(ptr + cols, mask=cols < COLUMNS, other=0.0)

@@ -54,10 +54,12 @@ def programs_of(networks: Mapping[str, Program], own: int = LEAST_OWN) -> int:
     return max(1, min(op.columns for net in networks.values() for op in net.operations[:-1]) // own)
 
 
-def uncovered_by_relay(networks: Mapping[str, Program], learned: bool, terminal: bool, warps: int = 8) -> str | None:
-    """None where the regime serves, else what it does not cover; the problem's cost is `learned`, or has a `terminal`."""
-    if (why := beside_chains(networks, learned, terminal)) is not None:
+def uncovered_by_relay(networks: Mapping[str, Program], swept: int) -> str | None:
+    """None where the regime serves, else what it does not cover; through `swept` steps the costate is swept back."""
+    if (why := beside_chains(networks)) is not None:
         return why
+    if not swept and len(networks) == 1:
+        return "a horizon of one step and no network but the dynamics, which then change nothing"
     for name, net in networks.items():
         if name != "score" and any(op.condition != "none" for op in net.operations):
             return f"the {name}'s conditioning"
@@ -65,8 +67,8 @@ def uncovered_by_relay(networks: Mapping[str, Program], learned: bool, terminal:
             return f"a norm in the {name}'s last layer"
         if max(net.columns, net.out_columns) > MOST_INPUTS:
             return f"{max(net.columns, net.out_columns)} inputs or outputs of the {name}; it goes to {MOST_INPUTS}"
-        if (narrowest := min(op.columns for op in net.operations[:-1])) < 16 * warps:
-            return f"the {name}'s padded width of {narrowest}, of which {warps} warps cannot share the depth"
+        if (narrowest := min(op.columns for op in net.operations[:-1])) < 16 * Relay.warps:
+            return f"the {name}'s padded width of {narrowest}, of which {Relay.warps} warps cannot share the depth"
     return None
 
 
@@ -105,9 +107,9 @@ def words_before(net, i):
 def words_of(networks: Mapping[str, Program], horizon: int, relay: Relay, controls: int) -> dict[str, int]:
     """Words of a group by what they are, in the order in which they lie."""
     rows = {"dynamics": horizon * relay.problems, "cost": relay.blocks(horizon) * ROWS}
-    rows["score"] = rows["cost"]
+    rows |= {"score": rows["cost"], "terminal": ROWS}
     found = {}
-    for name in ("dynamics", "cost", "score"):
+    for name in ("dynamics", "cost", "score", "terminal"):
         net = networks.get(name)
         hidden = 0 if net is None else words_before(net, len(net.operations) - 1)
         found[name] = rows[name] * hidden

@@ -82,7 +82,11 @@ def _beside(rows: int, networks: Mapping[str, Program], warps: int) -> int:
 
 def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: bool) -> str | None:
     """None where the regime serves, else what it does not cover; the problem's cost is `learned`, or has a `terminal`."""
-    if (why := beside_chains(networks, learned, terminal)) is not None:
+    if not learned:
+        return "a cost that is no network"
+    if terminal:
+        return "a terminal cost"
+    if (why := beside_chains(networks)) is not None:
         return why
     for name, net in networks.items():
         if net.widest > WIDEST:

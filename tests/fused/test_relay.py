@@ -169,6 +169,76 @@ def test_plans_of_every_kind(
     assert made.stats["regime"] == f"relay of {problems} problems"
 
 
+def rough(x: torch.Tensor, u: torch.Tensor, goal: torch.Tensor, t: torch.Tensor, params: Any) -> torch.Tensor:
+    """A cost of one's own: Huber's, of the way to the goal, and of controls by their time."""
+    size = (x - goal).abs()
+    return torch.where(size < 1, 0.5 * size.square(), size - 0.5).sum(-1) + (1 + 0.1 * t) * u.square().sum(-1)
+
+
+def reach(x: torch.Tensor, goal: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A terminal one, with numbers of each problem's own."""
+    return params["weight"] * (x - goal).square().sum(-1).sqrt()
+
+
+def costed(cost: str, terminal: str, scored: str | None, *, goal: bool = True, **options: Any) -> Case:
+    """A problem with costs of these kinds: learned, quadratic, or traced."""
+    of_ours = (cost if cost != "traced" else "quadratic", terminal if terminal != "traced" else "none")
+    made = problem(*of_ours, scored, with_goal=goal, **{"width": 100, "hidden": 2, **options})
+    rows, traced = len(made.x0), {name for name, kind in (("cost", cost), ("terminal", terminal)) if kind == "traced"}
+    if traced and made.goal is None:
+        made = replace(made, goal=torch.linspace(-1, 1, rows * NX, dtype=torch.float64, device=DEVICE).view(rows, NX))
+    if "terminal" in traced:
+        weight = torch.linspace(0.5, 2, rows, dtype=torch.float64, device=DEVICE)
+        made = replace(made, params={"weight": weight})
+    owns: dict[str, Any] = {"cost": rough, "terminal": reach}
+    return replace(made, problem=replace(made.problem, **{name: owns[name] for name in traced}))
+
+
+# Costs; score; whether each problem brings a goal; problems of a group; batch, horizon, iterations. Pairwise, as above.
+COSTS: list[Any] = [
+    ("quadratic", "none", "score", True, 1, 1, 3, 2),
+    ("quadratic", "none", None, False, 4, 3, 2, 2),
+    ("quadratic", "quadratic", "score", False, 8, 5, 1, 1),
+    ("quadratic", "value", None, True, 2, 3, 9, 1),
+    ("quadratic", "traced", "noise", True, 8, 9, 2, 1),
+    ("traced", "none", None, True, 8, 5, 9, 1),
+    ("traced", "none", "score", True, 2, 1, 1, 2),
+    ("traced", "quadratic", "noise", True, 1, 2, 3, 1),
+    ("traced", "value", "score", True, 4, 4, 2, 1),
+    ("traced", "traced", None, True, 2, 3, 1, 2),
+    ("learned", "quadratic", None, True, 2, 1, 9, 1),
+    ("learned", "value", "score", True, 8, 3, 1, 1),
+    ("learned", "value", None, True, 1, 1, 3, 2),
+    ("learned", "traced", "score", True, 4, 5, 3, 1),
+]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of e^h that is not taken
+@pytest.mark.parametrize(("cost", "terminal", "scored", "goal", "problems", "batch", "horizon", "iterations"), COSTS)
+def test_costs_of_every_kind(
+    cost: str, terminal: str, scored: str | None, goal: bool, problems: int, batch: int, horizon: int, iterations: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    through(monkeypatch, problems, whole=problems == 1)
+    case = costed(cost, terminal, scored, goal=goal, batch=batch, horizon=horizon, bounds=(-0.4, 0.5))
+    step_size = 0.02 if iterations > 1 else 0.0
+    check(case, BACKEND, "float16", iterations=iterations, step_size=step_size, record_cost=True, beta=(0.6, 0.1))
+
+
+@pytest.mark.parametrize("cost", ["quadratic", "traced"])
+def test_costs_beside_padding(cost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit: three problems and a padded row are four problems without the last."""
+    multiply_alike(monkeypatch)
+    through(monkeypatch, 8)
+    four = costed(cost, cost, "score", batch=4, horizon=2, bounds=(-0.4, 0.5))
+    assert four.goal is not None
+    params = None if cost == "quadratic" else {"weight": four.params["weight"][:3]}
+    three = replace(four, x0=four.x0[:3], u=four.u[:3], goal=four.goal[:3], params=params)
+    many, few = (plan(case, BACKEND, "float16") for case in (four, three))
+    assert many.stats["bucket"] == few.stats["bucket"] == 4
+    equal(few, many.select(torch.arange(3, device=DEVICE)))
+
+
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "normed"])
 @pytest.mark.parametrize("activation", ["identity", "relu", "elu", "silu", "gelu", "mish", "tanh"])
 @pytest.mark.parametrize("whole", [False, True], ids=["handed on", "whole"])
@@ -252,7 +322,7 @@ def test_controls_are_handed_on_with_all_their_bits(monkeypatch: pytest.MonkeyPa
     equal(before, plan(case, BACKEND, "float16", step_size=0.0))
     controls, v = told[0]["controls"].view(-1, 2, 16)[0], told[0]["v"]
     assert torch.equal(controls[:, : 3 * NU], v.flatten(1)[:2])
-    assert torch.equal(told[0]["inputs"].view(-1, 3, 2, 16)[0, ..., NX:NZ], v[:2].transpose(0, 1))
+    assert torch.equal(told[0]["inputs"].view(-1, 4, 2, 16)[0, :3, :, NX:NZ], v[:2].transpose(0, 1))
 
 
 # Groups, and the problems in them.
@@ -619,9 +689,14 @@ def test_words_begin_where_vectors_of_them_may(problems: int, horizon: int, scor
     dynamics, cost = 3 * 128 * horizon * problems, 3 * 128 * 8 * blocks
     assert found == {
         "dynamics": dynamics, "dynamics's gradients": dynamics, "cost": cost, "cost's gradients": cost,
-        "score": cost if scored else 0, "controls": 16 * problems, "diverged": 4,
+        "score": cost if scored else 0, "terminal": 0, "terminal's gradients": 0, "controls": 16 * problems, "diverged": 4,
     }  # fmt: skip
-    assert list(found) == ["dynamics", "dynamics's gradients", "cost", "cost's gradients", "score", "controls", "diverged"]
+    ends = words_of({**nets, "terminal": nets["cost"]}, horizon, relay, controls=16)
+    assert ends == found | {"terminal": 8 * 3 * 128, "terminal's gradients": 8 * 3 * 128}
+    assert list(found) == [
+        "dynamics", "dynamics's gradients", "cost", "cost's gradients", "score", "terminal", "terminal's gradients",
+        "controls", "diverged",
+    ]  # fmt: skip
     assert all(end % 4 == 0 for end in itertools.accumulate(found.values()))
 
 
@@ -666,10 +741,6 @@ def test_copies_hold_every_weight_where_a_product_reads_it() -> None:
 # What it refuses.
 
 
-def custom(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    return x.square().sum(-1) + u.square().sum(-1)
-
-
 def wide(nx: int) -> Case:
     """A problem of so many states."""
     made = covered(batch=1, horizon=1, scored=None)
@@ -687,9 +758,8 @@ def uncovered() -> dict[str, Case]:
     """What is said of each."""
     made = covered(batch=1, horizon=1)
     return {
-        "a cost that is no network": problem("quadratic", "none", "score", width=100, batch=1, horizon=1),
-        "a cost that is no network;": replace(made, problem=replace(made.problem, cost=custom)),
-        "a terminal cost": problem("learned", "value", "score", width=100, batch=1, horizon=1),
+        "a horizon of one step and no network but the dynamics, which then change nothing": problem(
+            "quadratic", "none", None, width=100, batch=1, horizon=1),
         "the dynamics's single layer": fewer(made, dynamics=dynamics_of(Layer(NX))),
         "the dynamics's residual layers or blocks": fewer(
             made, dynamics=dynamics_of(Layer(100, "silu"), Layer(100, "silu", residual=True), Layer(NX))),
@@ -727,14 +797,7 @@ def test_products_of_32_bits_are_refused(precision: str) -> None:
 def test_a_time_embedding_is_refused() -> None:
     spec = NetworkSpec(NZ, (Layer(128, "silu"), Layer(NU)), time=TimeEmbedding(4, 8, 4))
     networks = {"score": lay_out(spec, 16).program}
-    assert uncovered_by_relay(networks, learned=True, terminal=False) == "the score's time embedding"
-
-
-def test_fewer_warps_share_a_narrower_depth() -> None:
-    narrow = programs(width=64)
-    assert uncovered_by_relay(narrow, learned=True, terminal=False, warps=4) is None
-    said = "the dynamics's padded width of 64, of which 8 warps cannot share the depth"
-    assert uncovered_by_relay(narrow, learned=True, terminal=False) == said
+    assert uncovered_by_relay(networks, swept=1) == "the score's time embedding"
 
 
 def test_a_cost_that_cannot_be_traced_is_refused() -> None:
@@ -804,7 +867,7 @@ def test_a_race_has_it_only_where_it_serves() -> None:
     assert found == raced(made, "float16") and found
     assert not INTERPRETED or found == ["relay of 4 problems, 1 programs"]
     assert not raced(made, "float32") and not raced(made, "tf32")
-    assert not raced(problem("quadratic", "none", width=100, batch=4, horizon=1), "bfloat16")
+    assert raced(problem("quadratic", "none", width=100, batch=4, horizon=1), "bfloat16") == found
     assert not raced(small("learned", "value", batch=4, horizon=1), "bfloat16")
 
 

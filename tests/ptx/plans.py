@@ -16,19 +16,19 @@ from typing import Any, Literal
 
 import torch
 
-from sgp_fast import SGP, Dynamics, LearnedCost, Plan, Score, Status
+from sgp_fast import SGP, Dynamics, LearnedCost, Plan, Score, Status, TerminalValue
 from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.relay import RelayPlan
 from sgp_fast.backends.fused.ring import RingPlan
 from sgp_fast.backends.fused.work import PlanWork
-from sgp_fast.kernels.network import Layer, NetworkSpec
+from sgp_fast.kernels.network import Layer, NetworkSpec, mlp
 from sgp_fast.kernels.relay_tiles import Relay
 from sgp_fast.solving import job_of
 from tests import cases
-from tests.cases import Case, planner
+from tests.cases import NX, Case, planner
 from tests.fused.test_fused import equal, hold, plan
-from tests.fused.test_grid import problem
+from tests.fused.test_relay import costed
 from tests.ptx.launching import Found, emulating
 from tests.ptx.schedules import Schedule
 
@@ -38,7 +38,7 @@ WIDTHS = {"ring": [3, 16, 40, 64, 70, 128, 130, 200, 256], "relay": [70, 100, 12
 
 @dataclass(frozen=True)
 class Emulated:
-    """A plan to be emulated: a learned problem, and how the regime divides it.
+    """A plan to be emulated: a problem, learned but for its costs, which are of any kind, and how the regime divides it.
 
     seed      draws the networks and the sizes of states and controls, if it is given; `width` and `hidden` are not used then
     problems  of a program of the ring, or of a group of the relay, which has so many `programs`, and a layer `whole` or not
@@ -51,6 +51,8 @@ class Emulated:
 
     regime: Literal["ring", "relay"] = "ring"
     precision: str = "float16"
+    cost: str = "learned"
+    terminal: str = "none"
     scored: str | None = "score"
     width: int = 64
     hidden: int = 2
@@ -106,7 +108,7 @@ def _planned(given: Emulated, case: Case, settings: SGP) -> tuple[Found, Plan]:
             tensor.fill_(float("nan"))
         return made
 
-    job = replace(job_of(case.problem, settings, case.x0, goal=case.goal), u=case.u.float().clone())
+    job = replace(job_of(case.problem, settings, case.x0, goal=case.goal, params=case.params), u=case.u.float().clone())
     with emulating(given.changes, given.schedule) as found:
         work = PlanWork(case.problem, job, given.batch, torch.device("cpu"), make)
         work.load_job(job)
@@ -121,10 +123,14 @@ def _planned(given: Emulated, case: Case, settings: SGP) -> tuple[Found, Plan]:
 
 def _case(given: Emulated) -> Case:
     bounds: dict[str, Any] = {} if given.bounding == "none" else {"bounds": (-0.4, 0.5)}
-    case = problem(
-        "learned", "none", given.scored, width=given.width, hidden=given.hidden, batch=given.batch, horizon=given.horizon,
-        control_change=given.control_change, **bounds,
+    case = costed(
+        given.cost, given.terminal, given.scored, width=given.width, hidden=given.hidden, batch=given.batch,
+        horizon=given.horizon, control_change=given.control_change, **bounds,
     )  # fmt: skip
+    if given.terminal == "value":  # the compiled error function, which GELU wants, branches thread by thread
+        value = mlp(NX, 1, width=given.width, hidden_layers=given.hidden, activation="silu", norm=True)
+        terminal = TerminalValue(cases.module(value, 4), cases.normalizer(NX, 4))
+        case = replace(case, problem=replace(case.problem, terminal=terminal))
     return case if given.seed is None else _drawn(case, given, random.Random(given.seed))
 
 

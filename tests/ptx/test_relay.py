@@ -34,6 +34,12 @@ PLANS: list[dict[str, Any]] = [
     RELAY | {"hidden": 1, "scored": None, "iterations": 3, "slices": [1, 2], "bounding": "none", "clip": 0.5},
     # A single step, of which costs are all there is but for the dynamics' words.
     RELAY | {"hidden": 1, "scored": "unconditioned", "horizon": 1, "iterations": 3, "step_size": 0.0, "schedule": 3},
+    # Costs of all kinds: a terminal network, and what every program computes for itself, with a network and without.
+    RELAY | {"cost": "quadratic", "terminal": "value", "problems": 2, "batch": 3, "iterations": 1, "schedule": "last"},
+    RELAY | {"cost": "traced", "terminal": "traced", "scored": None, "hidden": 1, "problems": 4, "batch": 4},
+    RELAY | {"cost": "traced", "horizon": 1, "hidden": 1, "scored": "unconditioned", "iterations": 3, "schedule": 5},
+    RELAY | {"cost": "quadratic", "terminal": "quadratic", "scored": None, "horizon": 1, "hidden": 1, "schedule": "first"},
+    RELAY | {"cost": "quadratic", "scored": None, "hidden": 1, "iterations": 3, "whole": True, "schedule": 6},
     # Two problems of a group that diverge.
     RELAY | {"hidden": 1, "scored": None, "iterations": 1, "problems": 4, "batch": 4, "bad": [0, 2], "schedule": "last"},
 ]

@@ -47,7 +47,8 @@ class RelayPlan:
         networks = {name: model.network.program for name, model in packed.models.items()}
         if packed.dtype == torch.float32:
             raise ValueError("the relay regime multiplies in float16 or bfloat16; use backend='fused' for float32")
-        if (why := uncovered_by_relay(networks, "cost" in networks, packed.has_terminal)) is not None:
+        T = planner.horizon
+        if (why := uncovered_by_relay(networks, T if packed.has_terminal else T - 1)) is not None:
             raise ValueError(f"the relay regime does not cover {why}; use backend='fused', which takes another")
         check_device(packed.device)
         most = multiprocessors(packed.device)
@@ -64,11 +65,13 @@ class RelayPlan:
             raise ValueError("interpreted programs run one after another, and would wait for ever; give one program a group")
         if self.programs > most:
             raise ValueError(f"{self.programs} programs, of which {most} are resident at once; give a group more problems")
-        T, dynamics, cost, score = planner.horizon, networks["dynamics"], networks["cost"], networks.get("score")
+        dynamics, functions = networks["dynamics"], packed.functions
         controls = padded(T * packed.nu)
         words = words_of(networks, T, relay, controls)
-        steps, rows = T * relay.problems, relay.blocks(T) * ROWS
-        kept = self.programs * packed.dtype.itemsize * (steps * dynamics.saved + rows * cost.saved)
+        steps = T * relay.problems
+        costs = [(networks[n], rows) for n, rows in (("cost", relay.blocks(T) * ROWS), ("terminal", ROWS)) if n in networks]
+        saved = tuple(max((rows * getattr(net, kind) for net, rows in costs), default=0) for kind in ("saved", "moments"))
+        kept = self.programs * packed.dtype.itemsize * (steps * dynamics.saved + saved[0])
         if relay.problems * controls > MOST_CONTROLS or kept > MOST_KEPT:
             raise ValueError(
                 f"horizon is {T}: {relay.problems * controls} controls for a group of the relay regime, and "
@@ -83,11 +86,11 @@ class RelayPlan:
             words=torch.zeros(groups * sum(words.values()), dtype=torch.int64, device=packed.device),
             saved=own_numbers(steps * dynamics.saved, packed.dtype),
             moments=own_numbers(steps * dynamics.moments),
-            cost_saved=own_numbers(rows * cost.saved, packed.dtype),
-            cost_moments=own_numbers(rows * cost.moments),
+            cost_saved=own_numbers(saved[0], packed.dtype),
+            cost_moments=own_numbers(saved[1]),
             controls=own_numbers(relay.problems * controls),
-            inputs=own_numbers(steps * dynamics.columns),
-            pull=own_numbers(steps * dynamics.columns),
+            inputs=own_numbers((steps + relay.problems) * dynamics.columns),
+            pull=own_numbers((steps + relay.problems) * dynamics.columns),
         )
         self._matrices, self._copies = {}, []
         for name, net in networks.items():
@@ -96,11 +99,13 @@ class RelayPlan:
             self._copies += copies_for(net, weights, made[0], None if name == "score" else made[1])
             self._matrices |= dict(zip((name, f"{name}_turned"), made, strict=False))
         packed.derived.append(self._cut)  # every plan begins with a refresh
-        *models, _, scale, gain, _, at, search, beta, level, step_size = tensors_of(packed, buffers)
+        *models, scale, gain, costs_of, at, search, beta, level, step_size = tensors_of(packed, buffers)
         matrices = Matrices(**{name: self._matrices.get(name) for name in Matrices._fields})
-        self._arguments = (*models, matrices, scale, gain, at, search, beta, level, step_size, self.scratch)
+        self._arguments = (*models, matrices, scale, gain, costs_of, at, search, beta, level, step_size, self.scratch)
         self._constants: dict[str, Any] = dict(
-            DYNAMICS=dynamics, SCORE=score, COST=cost, RELAY=relay, T=T, NX=packed.nx, NU=packed.nu, CONTROLS=controls,
+            DYNAMICS=dynamics, SCORE=networks.get("score"), COST=networks.get("cost"), TERMINAL=networks.get("terminal"),
+            RELAY=relay, T=T, NX=packed.nx, NU=packed.nu, CONTROLS=controls, SAVED=saved, FUNCTION=functions.running,
+            LAST_FUNCTION=functions.terminal, PARAMS=functions.params_width, ENDS=packed.has_terminal,
             CHUNK=chunk_of(T * packed.nu, relay.problems, 32 * relay.warps), WORDS=tuple(accumulate(words.values())),
             BOUNDING="none" if buffers.low is None else planner.bounding, CHANGE=packed.control_change > 0,
             HISTORY=0 if buffers.history is None else planner.iterations, OPTIONS=options_of(packed, planner),
@@ -193,12 +198,13 @@ def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
     if planner.product_dtype == torch.float32:
         return "products of float32"
     networks = networks_of(problem)
-    return uncovered_by_relay(networks, "cost" in networks, problem.terminal is not None)
+    return uncovered_by_relay(networks, planner.horizon - (problem.terminal is None))
 
 
 def networks_of(problem: Problem) -> dict[str, Program]:
     """Programs of the networks, by the problem's parts."""
-    parts = {"dynamics": problem.dynamics, "score": problem.score, "cost": own(problem.cost)}
+    costs = {"cost": own(problem.cost), "terminal": own(problem.terminal)}
+    parts = {"dynamics": problem.dynamics, "score": problem.score, **costs}
     columns = padded(problem.dynamics.nx + problem.dynamics.nu)
     specs = {name: part.network.spec for name, part in parts.items() if getattr(part, "network", None) is not None}
     outputs = {"dynamics": columns, "score": columns}
