@@ -485,7 +485,7 @@ def _ring(problems: int, warps: int, pinned: int, dtype: str) -> Launch:
     kind = DTYPES[dtype][0]
     case, packed = _packed(256, kind)
     networks = {name: model.network.program for name, model in packed.models.items()}
-    ring = ring_of(problems, HORIZON, networks)
+    ring = ring_of(problems, HORIZON, networks, HORIZON - 1)
 
     def run() -> None:
         buffers = Buffers.allocate(problems, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)

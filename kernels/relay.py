@@ -102,7 +102,7 @@ class Group(NamedTuple):
 
 @jit(do_not_specialize=["rows_total", "first", "last", "settled", "moves", "only_diverged"])
 def relay_kernel(
-    dynamics, score, cost, terminal, matrices, scale_ptr, gain_ptr, costs, at, search, beta_ptr, level_ptr, step_size_ptr,
+    dynamics, score, cost, terminal, scale_ptr, gain_ptr, costs, at, search, beta_ptr, level_ptr, step_size_ptr, matrices,
     scratch, rows_total, first, last, settled, moves, only_diverged,
     DYNAMICS: tl.constexpr, SCORE: tl.constexpr, COST: tl.constexpr, TERMINAL: tl.constexpr, RELAY: tl.constexpr,
     T: tl.constexpr, NX: tl.constexpr, NU: tl.constexpr, CONTROLS: tl.constexpr, CHUNK: tl.constexpr, WORDS: tl.constexpr,

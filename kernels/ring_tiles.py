@@ -4,8 +4,9 @@ A tile of weights is as deep as a slot of the ring holds at its width. Tiles lie
 in which an evaluation multiplies them, and each as it lies in shared memory: in blocks of 64 columns.
 
     rollout   dynamics                    forward                          T times, or T − 1 where x_T is not wanted
+    end       terminal, terminal          forward, backward                once, if a network is the cost of x_T
     costs     cost, cost, score           forward, backward, forward       as often as `Ring.steps` go into T
-    adjoint   dynamics                    backward                         T − 1 times: behind x_T there is no cost
+    adjoint   dynamics                    backward                         T times, or T − 1 where no cost is of x_T
 
 A pass multiplies the tiles of a network's operations one after the other, forward from the first, backward from the last.
 """
@@ -60,17 +61,25 @@ class Ring:
         return self.many // self.problems
 
 
-def ring_of(problems: int, horizon: int, networks: Mapping[str, Program], warps: int = 8, pinned: int = 0) -> Ring:
-    """The cut for programs of so many problems, a power of two up to 64; as many slots as fit, up to so many of them pinned.
+def ring_of(
+    problems: int, horizon: int, networks: Mapping[str, Program], swept: int, warps: int = 8, pinned: int = 0
+) -> Ring:
+    """The cut for programs of so many problems, a power of two up to 64, whose costate is swept back through `swept` steps.
 
-    At least two slots are left to the ring, and a tile of the dynamics to go through it.
+    It has as many slots as fit, but for one more than the tiles of an iteration, and up to so many of them pinned. At least
+    two slots are left to the ring, and a tile of the dynamics to go through it.
     """
     few = max(8, problems)
     many = min(64, max(8, 1 << (problems * horizon - 1).bit_length()))
     slots = min(MOST_SLOTS, (SHARED - _beside(max(few, many), networks, warps)) // (2 * numbers_of_tile()))
-    dynamics = widened(networks["dynamics"])
+    parts = {name: widened(net) for name, net in networks.items()}
+    dynamics = parts["dynamics"]
     tiles = min(first_tile(dynamics, backward, NONE) for backward in (False, True))
-    return Ring(problems, few, many, slots, warps, max(0, min(pinned, slots - 2, tiles - 1)) if horizon > 1 else 0)
+    pinned = max(0, min(pinned, slots - 2, tiles - 1)) if horizon > 1 else 0
+    cut = Ring(problems, few, many, slots, warps, pinned)
+    behind = ends(dynamics, *(parts.get(name) for name in ("score", "cost", "terminal")))
+    turns = max(1, horizon - 1) * (behind[0] - pinned) + tiles_behind_rollout(behind, horizon, swept, cut)
+    return replace(cut, slots=min(slots, pinned + turns + 1))
 
 
 def _beside(rows: int, networks: Mapping[str, Program], warps: int) -> int:
@@ -80,18 +89,14 @@ def _beside(rows: int, networks: Mapping[str, Program], warps: int) -> int:
     return 2 * rows * WIDEST + 4 * WIDEST * vectors + sums_of_warps + 128  # the last for barriers, and to align
 
 
-def uncovered_by_ring(networks: Mapping[str, Program], learned: bool, terminal: bool) -> str | None:
-    """None where the regime serves, else what it does not cover; the problem's cost is `learned`, or has a `terminal`."""
-    if not learned:
-        return "a cost that is no network"
-    if terminal:
-        return "a terminal cost"
+def uncovered_by_ring(networks: Mapping[str, Program]) -> str | None:
+    """None where the regime serves, else what it does not cover."""
     if (why := beside_chains(networks)) is not None:
         return why
     for name, net in networks.items():
         if net.widest > WIDEST:
             return f"the {name}'s padded width of {net.widest}; it goes to {WIDEST}"
-    if ring_of(64, 1, networks, MOST_WARPS).slots < 2:
+    if ring_of(64, 1, networks, 1, MOST_WARPS).slots < 2:
         layers = sum(len(net.operations) for net in networks.values())
         return f"networks of {layers} layers together, whose vectors fill shared memory"
     return None
@@ -140,35 +145,36 @@ def first_tile(net, backward, i):
 
 
 @triton.constexpr_function
-def ends(dynamics, score, cost):
-    """The number of the first tile behind the rollout, behind the costs and behind the adjoint."""
+def ends(dynamics, score, cost, terminal):
+    """The number of the first tile behind the rollout, behind the terminal cost, behind the costs and behind the adjoint."""
     found = [0]
-    for passes in _passes(dynamics, score, cost):
+    for passes in _passes(dynamics, score, cost, terminal):
         found.append(found[-1] + sum(first_tile(net, backward, -1) for net, backward in passes))
     return tuple(found[1:])
 
 
 @triton.constexpr_function
-def tiles_behind_rollout(ends, horizon, ring):
-    """That go through the ring in an iteration: of costs, and of all steps but the last backward."""
-    costs = -(-horizon // ring.steps) * (ends[1] - ends[0])
-    return costs + (horizon - 1) * (ends[2] - ends[1] - ring.pinned)
+def tiles_behind_rollout(ends, horizon, swept, ring):
+    """That go through the ring in an iteration."""
+    costs = -(-horizon // ring.steps) * (ends[2] - ends[1])
+    return ends[1] - ends[0] + costs + swept * (ends[3] - ends[2] - ring.pinned)
 
 
 @triton.constexpr_function
-def _passes(dynamics, score, cost):
-    costs = [(cost, False), (cost, True)] + ([] if score is None else [(score, False)])
-    return [(dynamics, False)], costs, [(dynamics, True)]
+def _passes(dynamics, score, cost, terminal):
+    costs = [(cost, False), (cost, True), (score, False)]
+    passes = [(dynamics, False)], [(terminal, False), (terminal, True)], costs, [(dynamics, True)]
+    return tuple([(net, backward) for net, backward in each if net is not None] for each in passes)
 
 
 def tiles_for(networks: Mapping[str, Program], weights: Mapping[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Memory for all tiles, `[rows, 64]` of zeros, and the copies that fill it from the packed weights, as (to, from)."""
     found = {name: widened(net) for name, net in networks.items()}
-    dynamics, score, cost = found["dynamics"], found.get("score"), found["cost"]
+    parts = [found.get(name) for name in ("dynamics", "score", "cost", "terminal")]
     some = weights["dynamics"]
-    made = torch.zeros(ends(dynamics, score, cost)[-1] * numbers_of_tile() // 64, 64, dtype=some.dtype, device=some.device)
+    made = torch.zeros(ends(*parts)[-1] * numbers_of_tile() // 64, 64, dtype=some.dtype, device=some.device)
     names, copies, at = {id(net): name for name, net in found.items()}, [], 0
-    for net, backward in (each for passes in _passes(dynamics, score, cost) for each in passes):
+    for net, backward in (each for passes in _passes(*parts) for each in passes):
         name = names[id(net)]
         order = range(len(net.operations))
         for i in reversed(order) if backward else order:

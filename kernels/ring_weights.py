@@ -80,21 +80,25 @@ def tile_at(ring, m, PLAN: tl.constexpr):
     PINNED: tl.constexpr = PLAN[2].pinned
     A: tl.constexpr = ENDS[0]
     B: tl.constexpr = ENDS[1]
+    C: tl.constexpr = ENDS[2]
     FORWARD: tl.constexpr = A - PINNED
-    BACKWARD: tl.constexpr = ENDS[2] - B - PINNED
-    ADJOINT: tl.constexpr = (PLAN[1] - 1) * BACKWARD
+    COSTS: tl.constexpr = max(1, C - B)  # a modulus, where there is none
+    BACKWARD: tl.constexpr = ENDS[3] - C - PINNED
+    ADJOINT: tl.constexpr = PLAN[3] * BACKWARD
     everything = tiles_of_iteration(ring.steps, PLAN)
     there = (m < everything) | ring.more
     m = gl.where(m < everything, m, m - everything)
-    of_costs, of_adjoint = m - ring.steps * FORWARD, m - (everything - ADJOINT)
-    at = gl.where(of_costs < 0, PINNED + m % FORWARD, A + of_costs % (B - A))
-    return gl.where(of_adjoint < 0, at, B + PINNED + of_adjoint % BACKWARD), there
+    behind, of_adjoint = m - ring.steps * FORWARD, m - (everything - ADJOINT)
+    at = gl.where(behind < 0, PINNED + m % FORWARD, B + (behind - (B - A)) % COSTS)
+    if B > A:
+        at = gl.where((behind >= 0) & (behind < B - A), A + behind, at)
+    return gl.where(of_adjoint < 0, at, C + PINNED + of_adjoint % BACKWARD), there
 
 
 @jit
 def tiles_of_iteration(steps, PLAN: tl.constexpr):
     """That go through the ring, with so many steps of the rollout."""
-    return steps * (PLAN[0][0] - PLAN[2].pinned) + tiles_behind_rollout(PLAN[0], PLAN[1], PLAN[2])
+    return steps * (PLAN[0][0] - PLAN[2].pinned) + tiles_behind_rollout(PLAN[0], PLAN[1], PLAN[3], PLAN[2])
 
 
 @jit

@@ -30,6 +30,7 @@ from sgp_fast.kernels.relay_tiles import Relay, copies_for, programs_of, tile_by
 from sgp_fast.solving import job_of
 from tests import cases
 from tests.cases import NU, NX, Case, planner, relative
+from tests.fused.costs import COSTS, costed
 from tests.fused.test_fused import (
     DEVICE,
     INTERPRETED,
@@ -167,50 +168,6 @@ def test_plans_of_every_kind(
         clip_gradient=clip, record_cost=True, keep_moments=True, beta=(0.6, 0.1), step_size=0.02 if iterations > 1 else 0.0,
     )  # fmt: skip
     assert made.stats["regime"] == f"relay of {problems} problems"
-
-
-def rough(x: torch.Tensor, u: torch.Tensor, goal: torch.Tensor, t: torch.Tensor, params: Any) -> torch.Tensor:
-    """A cost of one's own: Huber's, of the way to the goal, and of controls by their time."""
-    size = (x - goal).abs()
-    return torch.where(size < 1, 0.5 * size.square(), size - 0.5).sum(-1) + (1 + 0.1 * t) * u.square().sum(-1)
-
-
-def reach(x: torch.Tensor, goal: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A terminal one, with numbers of each problem's own."""
-    return params["weight"] * (x - goal).square().sum(-1).sqrt()
-
-
-def costed(cost: str, terminal: str, scored: str | None, *, goal: bool = True, **options: Any) -> Case:
-    """A problem with costs of these kinds: learned, quadratic, or traced."""
-    of_ours = (cost if cost != "traced" else "quadratic", terminal if terminal != "traced" else "none")
-    made = problem(*of_ours, scored, with_goal=goal, **{"width": 100, "hidden": 2, **options})
-    rows, traced = len(made.x0), {name for name, kind in (("cost", cost), ("terminal", terminal)) if kind == "traced"}
-    if traced and made.goal is None:
-        made = replace(made, goal=torch.linspace(-1, 1, rows * NX, dtype=torch.float64, device=DEVICE).view(rows, NX))
-    if "terminal" in traced:
-        weight = torch.linspace(0.5, 2, rows, dtype=torch.float64, device=DEVICE)
-        made = replace(made, params={"weight": weight})
-    owns: dict[str, Any] = {"cost": rough, "terminal": reach}
-    return replace(made, problem=replace(made.problem, **{name: owns[name] for name in traced}))
-
-
-# Costs; score; whether each problem brings a goal; problems of a group; batch, horizon, iterations. Pairwise, as above.
-COSTS: list[Any] = [
-    ("quadratic", "none", "score", True, 1, 1, 3, 2),
-    ("quadratic", "none", None, False, 4, 3, 2, 2),
-    ("quadratic", "quadratic", "score", False, 8, 5, 1, 1),
-    ("quadratic", "value", None, True, 2, 3, 9, 1),
-    ("quadratic", "traced", "noise", True, 8, 9, 2, 1),
-    ("traced", "none", None, True, 8, 5, 9, 1),
-    ("traced", "none", "score", True, 2, 1, 1, 2),
-    ("traced", "quadratic", "noise", True, 1, 2, 3, 1),
-    ("traced", "value", "score", True, 4, 4, 2, 1),
-    ("traced", "traced", None, True, 2, 3, 1, 2),
-    ("learned", "quadratic", None, True, 2, 1, 9, 1),
-    ("learned", "value", "score", True, 8, 3, 1, 1),
-    ("learned", "value", None, True, 1, 1, 3, 2),
-    ("learned", "traced", "score", True, 4, 5, 3, 1),
-]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of e^h that is not taken

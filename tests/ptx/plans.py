@@ -27,8 +27,8 @@ from sgp_fast.kernels.relay_tiles import Relay
 from sgp_fast.solving import job_of
 from tests import cases
 from tests.cases import NX, Case, planner
+from tests.fused.costs import costed
 from tests.fused.test_fused import equal, hold, plan
-from tests.fused.test_relay import costed
 from tests.ptx.launching import Found, emulating
 from tests.ptx.schedules import Schedule
 

@@ -59,8 +59,14 @@ def right(*plans: dict[str, Any]) -> None:
         FEW,
         FEW | {"precision": "bfloat16", "warps": 16, "pinned": 0, "scored": "noise", "bounding": "tanh", "slices": [1]},
         MANY,
+        FEW | {"cost": "traced", "terminal": "traced", "problems": 2, "batch": 3, "iterations": 1},
+        FEW | {"cost": "quadratic", "terminal": "value", "problems": 8, "batch": 8, "step_size": 0.0, "scored": None},
+        FEW | {"cost": "quadratic", "width": 16, "hidden": 1, "horizon": 1, "iterations": 4, "scored": "unconditioned"},
     ],
-    ids=["one problem", "one problem, 16 warps, a launch an iteration", "64 problems"],
+    ids=[
+        "one problem", "one problem, 16 warps, a launch an iteration", "64 problems", "traced costs",
+        "a quadratic cost and a terminal network", "fewer tiles than slots",
+    ],
 )
 def test_small_plans(given: dict[str, Any]) -> None:
     right(given)

@@ -99,9 +99,8 @@ class RelayPlan:
             self._copies += copies_for(net, weights, made[0], None if name == "score" else made[1])
             self._matrices |= dict(zip((name, f"{name}_turned"), made, strict=False))
         packed.derived.append(self._cut)  # every plan begins with a refresh
-        *models, scale, gain, costs_of, at, search, beta, level, step_size = tensors_of(packed, buffers)
         matrices = Matrices(**{name: self._matrices.get(name) for name in Matrices._fields})
-        self._arguments = (*models, matrices, scale, gain, costs_of, at, search, beta, level, step_size, self.scratch)
+        self._arguments = (*tensors_of(packed, buffers), matrices, self.scratch)
         self._constants: dict[str, Any] = dict(
             DYNAMICS=dynamics, SCORE=networks.get("score"), COST=networks.get("cost"), TERMINAL=networks.get("terminal"),
             RELAY=relay, T=T, NX=packed.nx, NU=packed.nu, CONTROLS=controls, SAVED=saved, FUNCTION=functions.running,

@@ -45,16 +45,19 @@ class RingPlan:
         packed_as = {name: model.network.program for name, model in packed.models.items()}
         if packed.dtype == torch.float32:
             raise ValueError("the ring regime multiplies in float16 or bfloat16; use backend='fused' for float32")
-        if (why := uncovered_by_ring(packed_as, "cost" in packed_as, packed.has_terminal)) is not None:
+        if (why := uncovered_by_ring(packed_as)) is not None:
             raise ValueError(f"the ring regime does not cover {why}; use backend='fused', which takes another")
         check_device(packed.device)
         self.packed, self.planner, self.buffers = packed, planner, buffers
         self.iterations, self.settled = planner.iterations, settled
-        ring = self.ring = ring_of(problems, planner.horizon, packed_as, warps, pinned)
+        T, functions = planner.horizon, packed.functions
+        ring = self.ring = ring_of(problems, T, packed_as, T if packed.has_terminal else T - 1, warps, pinned)
         networks = {name: widened(net) for name, net in packed_as.items()}
-        T, columns = planner.horizon, networks["dynamics"].columns
+        dynamics, inputs = networks["dynamics"], (T + 1) * ring.problems * networks["dynamics"].columns
         self.programs = -(-buffers.rows // ring.problems)
-        dynamics, cost = networks["dynamics"], networks["cost"]
+        costs = [(networks[n], rows) for n, rows in (("cost", ring.many), ("terminal", ring.few)) if n in networks]
+        saved = tuple(max((rows * getattr(net, kind) for net, rows in costs), default=0) for kind in ("saved", "moments"))
+        local = packed.curvature is not None or packed.last_curvature is not None or functions.present
 
         def kept(numbers: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.empty(self.programs * numbers, dtype=dtype, device=packed.device)
@@ -62,18 +65,20 @@ class RingPlan:
         self.scratch = Scratch(
             saved=kept(T * ring.few * dynamics.saved, packed.dtype),
             moments=kept(T * ring.few * dynamics.moments, torch.float32),
-            cost_saved=kept(ring.many * cost.saved, packed.dtype),
-            cost_moments=kept(ring.many * cost.moments, torch.float32),
-            pull=kept(T * ring.problems * columns, torch.float32),
+            cost_saved=kept(saved[0], packed.dtype),
+            cost_moments=kept(saved[1], torch.float32),
+            inputs=kept(inputs if local else 0, torch.float32),
+            pull=kept(inputs, torch.float32),
         )
         weights = {name: model.network.weights for name, model in packed.models.items()}
         self.tiles, self._copies = tiles_for(packed_as, weights)
         packed.derived.append(self._cut)  # every plan begins with a refresh
-        *models, _, scale, gain, _, at, search, beta, level, step_size = tensors_of(packed, buffers)
         tiles = described(self.tiles, 256)
-        self._arguments = (tiles, *models, scale, gain, at, search, beta, level, step_size, self.scratch)
+        self._arguments = (tiles, *tensors_of(packed, buffers), self.scratch)
         self._constants: dict[str, Any] = dict(
-            DYNAMICS=dynamics, SCORE=networks.get("score"), COST=cost, RING=ring, T=T, NX=packed.nx, NU=packed.nu,
+            DYNAMICS=dynamics, SCORE=networks.get("score"), COST=networks.get("cost"), TERMINAL=networks.get("terminal"),
+            RING=ring, T=T, N=packed.columns, NX=packed.nx, NU=packed.nu, SAVED=saved, FUNCTION=functions.running,
+            LAST_FUNCTION=functions.terminal, PARAMS=functions.params_width, ENDS=packed.has_terminal,
             CHUNK=chunk_of(T * packed.nu, ring.problems, 32 * ring.warps),
             BOUNDING="none" if buffers.low is None else planner.bounding, CHANGE=packed.control_change > 0,
             HISTORY=0 if buffers.history is None else planner.iterations, OPTIONS=options_of(packed, planner),
@@ -143,11 +148,12 @@ def why_not(problem: Problem, planner: SGP, device: torch.device) -> str | None:
         return "a device that is no sm_90"
     if planner.product_dtype == torch.float32:
         return "products of float32"
-    parts = {"dynamics": problem.dynamics, "score": problem.score, "cost": own(problem.cost)}
+    costs = {"cost": own(problem.cost), "terminal": own(problem.terminal)}
+    parts = {"dynamics": problem.dynamics, "score": problem.score, **costs}
     columns = padded(problem.dynamics.nx + problem.dynamics.nu)
     specs = {name: part.network.spec for name, part in parts.items() if getattr(part, "network", None) is not None}
     networks = {name: lay_out(spec, columns).program for name, spec in specs.items()}
-    return uncovered_by_ring(networks, "cost" in networks, problem.terminal is not None)
+    return uncovered_by_ring(networks)
 
 
 def check_device(device: torch.device) -> None:
