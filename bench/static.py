@@ -107,9 +107,17 @@ RELAYS = {
     (256, 1, 16, 8, True): 0, (256, 1, 16, 8): 0, (256, 1, 16, 4): 0, (256, 8, 16, 8): 0,
     (1024, 1, 64, 8): 0, (1024, 1, 32, 8): 16, (1024, 8, 64, 8): 48, (1024, 8, 16, 8): 400,
 }  # fmt: skip
-RING_STACK = {f"ring_kernel, {ring_name(*way)}": most for way, most in RINGS.items()}
+# The same with traced costs in the place of a learned one, at the end of the horizon, too.
+TRACED_RINGS = {(1, 8, 2): 0, (64, 8, 0): 64}
+TRACED_RELAYS = {(256, 1, 16, 8, True): 0, (1024, 1, 64, 8): 0}
+TRACED = " (traced costs)"
+RING_STACK = {
+    f"ring_kernel, {ring_name(*way)}{costs}": most
+    for costs, ways in (("", RINGS), (TRACED, TRACED_RINGS)) for way, most in ways.items()
+}  # fmt: skip
 RELAY_STACK = {
-    (f"relay_kernel, {relay_name(Relay(*way))}", f"SGP 4×{width}"): most for (width, *way), most in RELAYS.items()
+    (f"relay_kernel, {relay_name(Relay(*way))}{costs}", f"SGP 4×{width}"): most
+    for costs, ways in (("", RELAYS), (TRACED, TRACED_RELAYS)) for (width, *way), most in ways.items()
 }  # fmt: skip
 # Of the layered regime's own products of whole rows with 16 warps, which have 128 registers a thread; eight warps spill 64
 # to 80 bytes.
@@ -236,10 +244,14 @@ def launches(arch: int) -> Iterator[Launch]:
     if arch >= 90:
         for width, *way in RELAYS:
             yield _relay(width, Relay(*way), "bf16")
+        for width, *way in TRACED_RELAYS:
+            yield _relay(width, Relay(*way), "bf16", traced=True)
         yield _relay(256, Relay(1, 16), "fp16")
     if arch == 90:
         for way in RINGS:
             yield _ring(*way, "bf16")
+        for way in TRACED_RINGS:
+            yield _ring(*way, "bf16", traced=True)
         yield _ring(1, 8, 0, "fp16")
         yield _ring(64, 8, 0, "fp16")
 
@@ -480,43 +492,49 @@ def _grid(width: int, problems: int, dtype: str, programs: int, traced: bool = F
     return Launch(name, f"SGP 4×{width}", dtype, run, work=work)
 
 
-def _ring(problems: int, warps: int, pinned: int, dtype: str) -> Launch:
+def _ring(problems: int, warps: int, pinned: int, dtype: str, traced: bool = False) -> Launch:
     """All iterations of a program's problems."""
     kind = DTYPES[dtype][0]
-    case, packed = _packed(256, kind)
+    case, packed = _packed(256, kind, traced)
     networks = {name: model.network.program for name, model in packed.models.items()}
-    ring = ring_of(problems, HORIZON, networks, HORIZON - 1)
+    ring = ring_of(problems, HORIZON, networks, HORIZON if traced else HORIZON - 1)
 
     def run() -> None:
-        buffers = Buffers.allocate(problems, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
+        buffers = Buffers.allocate(
+            problems, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=traced, with_history=False
+        )
         RingPlan(packed, replace(case.planner, iterations=1), buffers, 1, problems, warps, pinned).iterate(0, 1)
 
     few, many = Tile(ring.few), Tile(ring.many)
     step = _forward(networks["dynamics"], few, kind) + _vjp(networks["dynamics"], few, kind)
-    aside = _forward(networks["score"], many, kind) + _forward(networks["cost"], many, kind)
-    aside += _vjp(networks["cost"], many, kind)
+    aside = _forward(networks["score"], many, kind)
+    if not traced:
+        aside += _forward(networks["cost"], many, kind) + _vjp(networks["cost"], many, kind)
     work = (step * HORIZON + aside * -(-HORIZON // ring.steps)) * -(-ROWS // problems)
-    return Launch(f"ring_kernel, {ring_name(problems, warps, pinned)}", "SGP 4×256", dtype, run, work=work)
+    name = f"ring_kernel, {ring_name(problems, warps, pinned)}{TRACED * traced}"
+    return Launch(name, "SGP 4×256", dtype, run, work=work)
 
 
-def _relay(width: int, relay: Relay, dtype: str) -> Launch:
+def _relay(width: int, relay: Relay, dtype: str, traced: bool = False) -> Launch:
     """All iterations of a group's problems."""
     kind = DTYPES[dtype][0]
-    case, packed = _packed(width, kind)
+    case, packed = _packed(width, kind, traced)
     networks = {name: model.network.program for name, model in packed.models.items()}
 
     def run() -> None:
         rows = relay.problems
-        buffers = Buffers.allocate(rows, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=False, with_history=False)
+        buffers = Buffers.allocate(rows, HORIZON, NX, NU, 1, CPU, bounded=True, with_goal=traced, with_history=False)
         RelayPlan(packed, replace(case.planner, iterations=1), buffers, 1, relay).iterate(0, 1)
 
     rows = relay.blocks(HORIZON) * EIGHT
     flops = HORIZON * relay.problems * 2 * networks["dynamics"].flops_per_row()
-    flops += rows * (2 * networks["cost"].flops_per_row() + networks["score"].flops_per_row())
+    flops += rows * networks["score"].flops_per_row()
+    if not traced:
+        flops += rows * 2 * networks["cost"].flops_per_row()
     numbers = sum(op.inputs * op.columns for net in networks.values() for op in net.operations)
     words = 8 * sum(words_of(networks, HORIZON, relay, 0).values()) * (relay.programs + 1)
     work = Work(flops, 2 * numbers * 2 * HORIZON + words)
-    return Launch(f"relay_kernel, {relay_name(relay)}", f"SGP 4×{width}", dtype, run, work=work)
+    return Launch(f"relay_kernel, {relay_name(relay)}{TRACED * traced}", f"SGP 4×{width}", dtype, run, work=work)
 
 
 def _blocks(tile: Tile) -> int:

@@ -318,7 +318,7 @@ def _convert(i: Instruction) -> list[str] | None:
         return assign(i, f"to_{to}({number(source, 'f32')})")
     if to == "f32" and kind in ("f16", "bf16"):
         return assign(i, f"{_half(kind)}({value(source, 'u16')}).view(u32)")
-    if to == "f32" and kind in ("s32", "u32"):
+    if to == "f32" and kind in ("s32", "u32", "s64", "u64"):
         return assign(i, f"np.asarray({number(source, kind)}).astype(f32).view(u32)")
     if kind in ("s8", "u8"):
         byte = f"np.asarray({value(source, 'u16')}).astype(u8)" + (".view(i8)" if kind == "s8" else "")
