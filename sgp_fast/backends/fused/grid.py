@@ -21,18 +21,17 @@ from ...kernels.phases import (
 from ...kernels.tiling import H200
 from ...kernels.update import chunk_of
 from ...planner import SGP
-from ..stages import WHOLE, stage
 from .arguments import options_of, tensors_of
 from .buffers import Buffers
+from .launched import Launched
 from .packed import PackedProblem
 from .work import Make
 
 
-class GridPlan:
+class GridPlan(Launched):
     """All iterations of a bucket in one launch of `programs`, by default as many as the fullest phase has items for.
 
-    Allocates its scratch once; `iterate` and `evaluate` only enqueue. With `stepwise` each phase is a launch of its own,
-    which needs no barrier and so no residence.
+    Allocates its scratch once. With `stepwise` each phase is a launch of its own, which needs no barrier, and no residence.
 
     Raises ValueError, with the reason, for networks and sizes that the regime does not cover, and RuntimeError where so many
     programs cannot be resident at once: a barrier would wait for ever for one that was not started.
@@ -92,18 +91,6 @@ class GridPlan:
         self._synchronise = self.programs > 1 and not stepwise
         if self._synchronise and packed.device.type == "cuda":
             self._check_residence(packed.device)
-
-    def iterate(self, first: int, last: int) -> None:
-        """Enqueue iterations `first … last−1`."""
-        with stage(WHOLE):
-            self._launch(first, last, self.settled, moves=True, only_diverged=False)
-
-    def evaluate(self, settled: bool) -> None:
-        """Enqueue the evaluation and judgement of the last iterate; where one diverges, once more from where it was good."""
-        at = self.iterations - 1
-        with stage("last pass"):
-            for again in (False, True):
-                self._launch(at, at + 1, at if settled else at + 1, moves=False, only_diverged=again)
 
     @property
     def workspace(self) -> tuple[torch.Tensor, ...]:

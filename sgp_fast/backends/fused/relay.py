@@ -17,11 +17,11 @@ from ...kernels.relay_tiles import ROWS, Relay, copies_for, programs_of, uncover
 from ...kernels.update import chunk_of
 from ...planner import SGP
 from ...problem import Problem
-from ..stages import WHOLE, stage
 from .arguments import options_of, tensors_of
 from .buffers import Buffers
 from .functions import own
 from .grid import multiprocessors
+from .launched import Launched, kept_of_costs
 from .packed import PackedProblem
 from .work import Make
 
@@ -31,8 +31,8 @@ MOST_KEPT = 1 << 31  # bytes of all programs: each keeps whole layers of all ste
 MOST_ITERATIONS = MOST_STAMPS - 1  # of a launch: the controls behind the last one have a stamp, too
 
 
-class RelayPlan:
-    """All iterations of a bucket. Allocates its scratch once; `iterate` and `evaluate` only enqueue.
+class RelayPlan(Launched):
+    """All iterations of a bucket. Allocates its scratch once.
 
     Raises ValueError, with the reason, for what the regime does not cover, and for more programs than are resident at once:
     each waits for what the others of its group hand on.
@@ -69,8 +69,7 @@ class RelayPlan:
         controls = padded(T * packed.nu)
         words = words_of(networks, T, relay, controls)
         steps = T * relay.problems
-        costs = [(networks[n], rows) for n, rows in (("cost", relay.blocks(T) * ROWS), ("terminal", ROWS)) if n in networks]
-        saved = tuple(max((rows * getattr(net, kind) for net, rows in costs), default=0) for kind in ("saved", "moments"))
+        saved = kept_of_costs(networks, cost=relay.blocks(T) * ROWS, terminal=ROWS)
         kept = self.programs * packed.dtype.itemsize * (steps * dynamics.saved + saved[0])
         if relay.problems * controls > MOST_CONTROLS or kept > MOST_KEPT:
             raise ValueError(
@@ -115,18 +114,8 @@ class RelayPlan:
 
     def iterate(self, first: int, last: int) -> None:
         """Enqueue iterations `first … last−1`: as one launch, as long as there are stamps for it."""
-        self.buffers.terminal.zero_()
-        with stage(WHOLE):
-            for begin in range(first, last, MOST_ITERATIONS):
-                self._launch(begin, min(begin + MOST_ITERATIONS, last), self.settled, moves=True, only_diverged=False)
-
-    def evaluate(self, settled: bool) -> None:
-        """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
-        at = self.iterations - 1
-        self.buffers.terminal.zero_()
-        with stage("last pass"):
-            for only_diverged in (False, True):
-                self._launch(at, at + 1, at if settled else at + 1, moves=False, only_diverged=only_diverged)
+        for begin in range(first, last, MOST_ITERATIONS):
+            super().iterate(begin, min(begin + MOST_ITERATIONS, last))
 
     @property
     def workspace(self) -> tuple[torch.Tensor, ...]:
@@ -143,6 +132,8 @@ class RelayPlan:
             to.copy_(source)
 
     def _launch(self, first: int, last: int, settled: int, *, moves: bool, only_diverged: bool) -> None:
+        if not (self.packed.has_terminal or only_diverged):
+            self.buffers.terminal.zero_()
         self.scratch.words.zero_()
         kernel: Any = relay_kernel[(self.programs,)]
         kernel(*self._arguments, self.buffers.rows, first, last, settled, int(moves), int(only_diverged), **self._constants)

@@ -14,10 +14,10 @@ from ...kernels.tiling import H200
 from ...kernels.update import chunk_of
 from ...planner import SGP
 from ...problem import Problem
-from ..stages import WHOLE, stage
 from .arguments import options_of, tensors_of
 from .buffers import Buffers
 from .functions import own
+from .launched import Launched, kept_of_costs
 from .packed import PackedProblem
 from .work import Make
 
@@ -26,8 +26,8 @@ MOST_PROBLEMS = 64
 PINNED, MOST_PINNING = 2, 4
 
 
-class RingPlan:
-    """All iterations of a bucket. Allocates its scratch once; `iterate` and `evaluate` only enqueue.
+class RingPlan(Launched):
+    """All iterations of a bucket. Allocates its scratch once.
 
     Raises ValueError, with the reason, for what the regime does not cover.
     """
@@ -55,8 +55,7 @@ class RingPlan:
         networks = {name: widened(net) for name, net in packed_as.items()}
         dynamics, inputs = networks["dynamics"], (T + 1) * ring.problems * networks["dynamics"].columns
         self.programs = -(-buffers.rows // ring.problems)
-        costs = [(networks[n], rows) for n, rows in (("cost", ring.many), ("terminal", ring.few)) if n in networks]
-        saved = tuple(max((rows * getattr(net, kind) for net, rows in costs), default=0) for kind in ("saved", "moments"))
+        saved = kept_of_costs(networks, cost=ring.many, terminal=ring.few)
         local = packed.curvature is not None or packed.last_curvature is not None or functions.present
 
         def kept(numbers: int, dtype: torch.dtype) -> torch.Tensor:
@@ -85,20 +84,6 @@ class RingPlan:
             num_warps=ring.warps,
         )  # fmt: skip
 
-    def iterate(self, first: int, last: int) -> None:
-        """Enqueue iterations `first … last−1`."""
-        self.buffers.terminal.zero_()
-        with stage(WHOLE):
-            self._launch(first, last, self.settled, moves=True, only_diverged=False)
-
-    def evaluate(self, settled: bool) -> None:
-        """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
-        at = self.iterations - 1
-        self.buffers.terminal.zero_()
-        with stage("last pass"):
-            for only_diverged in (False, True):
-                self._launch(at, at + 1, at if settled else at + 1, moves=False, only_diverged=only_diverged)
-
     @property
     def workspace(self) -> tuple[torch.Tensor, ...]:
         """What is written before it is read in every evaluation."""
@@ -114,6 +99,8 @@ class RingPlan:
             to.copy_(source)
 
     def _launch(self, first: int, last: int, settled: int, *, moves: bool, only_diverged: bool) -> None:
+        if not (self.packed.has_terminal or only_diverged):
+            self.buffers.terminal.zero_()
         kernel: Any = ring_kernel[(self.programs,)]
         kernel(
             *self._arguments, self.buffers.rows, first, last, settled, int(moves), int(only_diverged), 0, **self._constants

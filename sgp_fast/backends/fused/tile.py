@@ -13,10 +13,10 @@ from ...kernels.tiling import H200, Tile, fits, keep, limits_of, sizes, tall, ti
 from ...kernels.update import chunk_of
 from ...planner import SGP
 from ...problem import Problem
-from ..stages import WHOLE, stage
 from .arguments import options_of, tensors_of
 from .buffers import Buffers
 from .functions import own
+from .launched import Launched
 from .packed import PackedProblem
 from .work import Make
 
@@ -24,8 +24,8 @@ from .work import Make
 WIDEST = 512
 
 
-class TilePlan:
-    """All iterations of a bucket in one launch. Allocates its scratch once; `iterate` and `evaluate` only enqueue."""
+class TilePlan(Launched):
+    """All iterations of a bucket in one launch. Allocates its scratch once."""
 
     name = "tile"
 
@@ -55,18 +55,6 @@ class TilePlan:
             FUNCTION=functions.running, LAST_FUNCTION=functions.terminal,
             PARAMS=functions.params_width, ENDS=packed.has_terminal,
         )  # fmt: skip
-
-    def iterate(self, first: int, last: int) -> None:
-        """Enqueue iterations `first … last−1`."""
-        with stage(WHOLE):
-            self._launch(first, last, self.settled, moves=True, only_diverged=False)
-
-    def evaluate(self, settled: bool) -> None:
-        """Enqueue the evaluation and judgement of the last iterate; what diverges is evaluated where it was good."""
-        at = self.iterations - 1
-        with stage("last pass"):
-            for only_diverged in (False, True):
-                self._launch(at, at + 1, at if settled else at + 1, moves=False, only_diverged=only_diverged)
 
     @property
     def bytes(self) -> int:
