@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -28,20 +29,22 @@ SAMPLED = "mppi command"  # the rung of our sampling planners whose kernels are 
 Job = tuple[Spec, str, int]
 
 
-def compile_all(specs: Iterable[Spec], seconds: float, arch: int | None = None) -> int:
-    """Compile what `fused` plans these cases with; returns how many of the jobs were left when the seconds had passed.
+def compile_all(specs: Iterable[Spec], seconds: float, arch: int | None = None) -> tuple[int, int]:
+    """Compile what `fused` plans these cases with; how many jobs were left when the seconds had passed, and how many failed.
 
     arch  of a GPU that is not here; None compiles for the one that is
     """
     jobs = _in_order((spec, *way) for spec in specs for way in _ways(spec))
     workers = min(len(jobs), os.cpu_count() or 1)
-    until, left = time.monotonic() + seconds, len(jobs)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    until, left, failed = time.monotonic() + seconds, len(jobs), 0
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     futures = {pool.submit(compile_one, *job, arch): job for job in jobs}
     try:
         for future in as_completed(futures, timeout=max(1.0, until - time.monotonic())):
             left -= 1
-            told = future.exception() or future.result()
+            failure = future.exception()
+            failed += failure is not None
+            told = failure or future.result()
             if told is not None:
                 print(told, flush=True)
     except TimeoutError:
@@ -50,12 +53,16 @@ def compile_all(specs: Iterable[Spec], seconds: float, arch: int | None = None) 
     pool.shutdown(wait=left == 0, cancel_futures=True)
     for process in processes if left else ():
         process.terminate()
-    print(f"{len(jobs) - left} of {len(jobs)} jobs done by {workers} processes", flush=True)
-    return left
+    counts = f"{len(jobs) - left - failed} of {len(jobs)} jobs done by {workers} processes, {failed} failed, {left} left"
+    print(counts, flush=True)
+    return left, failed
 
 
 def compile_one(spec: Spec, regime: str, number: int, arch: int | None) -> str | None:
-    """Compile the kernels of one way to plan a case, of that number among the regime's; what came of it, in a line."""
+    """Compile the kernels of one way to plan a case, of that number among the regime's; what came of it, in a line.
+
+    None where the regime has no such way. Raises RuntimeError, in a line too, where compiling failed.
+    """
     from sgp_fast.backends.fused.backend import candidates_of
     from sgp_fast.backends.fused.graphs import bucket
     from sgp_fast.backends.fused.work import PlanWork
@@ -76,8 +83,20 @@ def compile_one(spec: Spec, regime: str, number: int, arch: int | None) -> str |
     except ValueError:
         return None  # what the regime does not cover
     except Exception as why:
-        return f"{case.name}, {name}: {type(why).__name__}: {' '.join(str(why).split())[:300]}"
+        raise RuntimeError(f"{case.name}, {name}: {type(why).__name__}: {' '.join(str(why).split())[:300]}") from None
     return f"{case.name}, {name}: {time.perf_counter() - began:.0f} s"
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone: it would wait for jobs for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _ways(spec: Spec) -> list[tuple[str, int]]:

@@ -65,13 +65,14 @@ QUICK = ("published", "autograd", "adjoint", "cuda graph", "eager", "compiled", 
 
 
 def prepare() -> int:
-    """On a machine without a GPU, for one that is lent."""
-    return int(compiling_ahead.compile_all(COMPILED, PREPARING, LENT) > 0)
+    """On a machine without a GPU, for one that is lent; 3 where some could not be compiled."""
+    return 0 if compiling_ahead.compile_all(COMPILED, PREPARING, LENT) == (0, 0) else 3
 
 
 def compiling(seconds: float) -> int:
-    specs = TRIED[:1] if DRY else COMPILED
-    return 3 if compiling_ahead.compile_all(specs, seconds, LENT if DRY else None) else 0
+    """A part with failed jobs has failed: the next call tries them again, and finds the others in Triton's cache."""
+    left, failed = compiling_ahead.compile_all(TRIED[:1] if DRY else COMPILED, seconds, LENT if DRY else None)
+    return 1 if failed else 3 if left else 0
 
 
 def aims(seconds: float) -> int:

@@ -13,13 +13,14 @@ PARTS="device:30 smoke:60 compile:150 tests:210 aims:190 counters:120 ladder:150
 # tests have passed. Numbers are written as they are measured, and after every part all is packed into $OUT/session.tar.gz,
 # with traces beside it: eight files at most, for machines from where no more come back. TOTAL (default 590) seconds are all
 # that it takes: a part that does not fit any more waits for the next call. A short table comes last. Exits 1 where a part
-# failed.
+# failed, and at once where torch finds no CUDA device. Killed, it stops the part that runs, and packs what there is.
 #
 # The next call goes on: on the same machine by itself, on another where it finds gpu-session/session.tar.gz, the archive of
 # the call before. A part that was done is not done again, one that was stopped goes on.
 #
 # `prepare` is for the machine before, without a GPU: it writes gpu-session/, to be taken along, with the commit and with
-# kernels compiled for sm_90, which the same triton of the same Python finds in place of compiling for minutes.
+# kernels compiled for sm_90, which the same triton of the same Python finds in place of compiling for minutes. Exits 3 where
+# some could not be compiled, with the others in the folder.
 #
 # --dry-run does the same on a CPU, as far as one goes: small cases, tests collected but not run.
 set -u
@@ -134,19 +135,43 @@ pack() {
     find "$WORK" -maxdepth 1 -name 'trace-*.json.gz' -size -15M -exec cp {} "$OUT/" \;
 }
 
+# limited SECONDS command …: the shell waits in a way that signals end, and `timeout` hands them on to all that it started.
+limited() {
+    seconds=$1 && shift
+    timeout -k 10 "$seconds" "$@" &
+    running=$!
+    wait "$running"
+}
+
+stopped() {
+    trap '' INT TERM HUP
+    if [ -n "${running:-}" ]; then kill "$running" 2> /dev/null; wait "$running"; fi
+    [ ! -e "$WORK/commit" ] || [ ! -d "$OUT" ] || pack
+    echo "stopped; call again to go on" >&2
+    exit 130
+}
+
 if [ -n "${STEP:-}" ]; then $STEP; exit $?; fi
+trap stopped INT TERM HUP
 if [ "${1:-}" = prepare ]; then
     mkdir -p "$BROUGHT" && git rev-parse HEAD > "$BROUGHT"/commit && rm -f "$BROUGHT"/session.tar.gz || exit 1
-    TRITON_STORE_BINARY_ONLY=1 "$PYTHON" -m bench.gpu_session prepare || exit 1
-    tar czf "$BROUGHT"/triton.tar.gz -C "$TRITON_CACHE_DIR" .
+    mkdir -p "$TRITON_CACHE_DIR" && limited 4000 env TRITON_STORE_BINARY_ONLY=1 "$PYTHON" -m bench.gpu_session prepare
+    rc=$?
+    case $rc in 0 | 3) ;; *) exit 1 ;; esac
+    tar czf "$BROUGHT"/triton.tar.gz -C "$TRITON_CACHE_DIR" . || exit 1
     ls -l "$BROUGHT"
-    exit
+    exit $rc
 fi
 wanted=${*:-}
 for name in $wanted; do
     case " $PARTS " in *" $name:"*) ;; *) echo "$name is no part; expected some of $PARTS" >&2; exit 2 ;; esac
 done
 began=$(date +%s) failed="" waiting=""
+if [ -z "$DRY" ] && ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    echo "torch of $PYTHON finds no CUDA device here, and every part wants one: run this on a machine with a GPU, or pass" \
+        "--dry-run to try the parts on a CPU; prepare is the only one that is meant for a machine without" >&2
+    exit 1
+fi
 mkdir -p "$OUT" "$TRITON_CACHE_DIR" || exit 1
 if [ ! -e "$WORK/commit" ]; then
     mkdir -p "$WORK/brought" || exit 1
@@ -172,7 +197,7 @@ for step in $PARTS; do
         *) set -- "$PYTHON" -m bench.gpu_session "$name" $((limit - 20)) ;;  # torch is imported in some of it
     esac
     started=$(date +%s)
-    timeout -k 10 "$limit" "$@" > "$WORK/$name.log" 2>&1
+    limited "$limit" "$@" > "$WORK/$name.log" 2>&1
     rc=$?
     grep -aE '^FAILED|^E  ' "$WORK/$name.log" | awk '!seen[$0]++' | head -n 60
     tail -n 12 "$WORK/$name.log"
