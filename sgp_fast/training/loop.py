@@ -22,6 +22,7 @@ from ..models import Network
 from .checkpoint import Record, Trainee, check_identity, identity_of, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .tasks import Task, stream_seed
+from .threads import training_threads
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -65,8 +66,8 @@ def fit(
 
     `path` is the checkpoint: it is read where it exists, and written at most every `config.checkpoint_seconds`, at the end
     and on Ctrl-C. Step i's batch and noise depend on (seed, name, i) alone, so an interrupted run gives the weights of an
-    uninterrupted one, bit for bit, on the same machine with as many threads. Raises FloatingPointError where the loss is
-    not finite.
+    uninterrupted one, bit for bit, on the same machine with as many threads; narrow networks take one (`threads`). Raises
+    FloatingPointError where the loss is not finite.
     """
     network: Network = task.model.network  # pyright: ignore[reportAssignmentType]
     optimizer = torch.optim.AdamW(
@@ -89,7 +90,11 @@ def fit(
     losses = torch.tensor(record.train_sum, device=fabric.device)
 
     stop = False
-    with held_interrupts() as interrupted, _bar(name, config.steps, record, progress) as bar:
+    with (
+        training_threads(config, fabric.device),
+        held_interrupts() as interrupted,
+        _bar(name, config.steps, record, progress) as bar,
+    ):
         while not (record.finished or stop):
             generator.manual_seed(stream_seed(config.seed, name, record.step))
             loss = objective(*task.draw(config.batch_size, generator))

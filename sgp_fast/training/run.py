@@ -22,6 +22,7 @@ from .checkpoint import Record, check_identity, write_json
 from .config import NETWORKS, TrainConfig
 from .loop import fit, make_fabric
 from .tasks import Split, Task, fold_output, make_tasks, reward_units, stream_seed
+from .threads import worth_threads
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -49,6 +50,9 @@ def train(
     resume    take up what is in the folder: a finished run is loaded, an unfinished one goes on and ends with the very
               weights of an uninterrupted run (same machine, same number of threads). False deletes it and starts anew
     progress  show a bar for each network, with its rate, the time left and the losses
+
+    Networks that are narrow for their batch train with one thread of PyTorch, which is as fast and does not suffer from
+    others on the machine; wide ones with those that are set (`sgp_fast.training.threads`).
 
     The weights returned are the averaged ones of the best evaluation (of the last without validation). `Models.info`
     says what was trained on and how: `dataset`, `env_id`, `fingerprint` and `transitions` of the data; `config`;
@@ -95,7 +99,7 @@ def train(
     info |= {"networks": {name: _summary(record) for name, record in records.items()}}
     info |= {"history": {name: record.history for name, record in records.items()}}
     info |= {"seconds": sum(record.seconds for record in records.values()), "device": str(fabric.device)}
-    info |= {"threads": torch.get_num_threads(), "versions": _versions()}
+    info |= {"threads": worth_threads(config, fabric.device), "versions": _versions()}
     models = _assemble(tasks, split, info)
     if home is not None:
         # In this order: where models are, the history is, and a run killed in between is taken up from its checkpoints.

@@ -69,7 +69,7 @@ def test_the_loop_takes_the_steps_that_its_formula_says(name: str) -> None:
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     torch.set_num_threads(2)
-    config = dataclasses.replace(SMALL, steps=10, batch_size=512, width=128)  # so large that sums are shared by threads
+    config = dataclasses.replace(SMALL, steps=10, batch_size=512, width=256)  # so large that sums are shared by threads
     fabric = make_fabric(config)
 
     def weights(config: TrainConfig, name: str) -> list[torch.Tensor]:
@@ -80,6 +80,28 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), name
     other = weights(dataclasses.replace(config, seed=1), "score")
     assert not any(torch.equal(a, b) for a, b in zip(weights(config, "score"), other, strict=True))
+
+
+@pytest.mark.parametrize(("width", "given", "inside"), [(64, 2, 1), (128, 2, 1), (256, 2, 2), (256, 1, 1)])
+def test_narrow_networks_train_with_one_thread_and_nobody_else_loses_any(width: int, given: int, inside: int) -> None:
+    before, seen = torch.get_num_threads(), set()
+    config = dataclasses.replace(SMALL, steps=2, width=width, batch_size=512)
+    task = tasks(config)["dynamics"]
+
+    def loss(*arguments: Any) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return task.loss(*arguments)
+
+    torch.set_num_threads(given)
+    try:
+        fit("dynamics", dataclasses.replace(task, loss=loss), config, make_fabric(config), progress=False)
+        assert seen == {inside} and torch.get_num_threads() == given
+        bad = dataclasses.replace(config, learning_rate=1e30, clip_gradient=None, steps=20)
+        with pytest.raises(FloatingPointError):
+            fit("dynamics", task, bad, make_fabric(bad), progress=False)
+        assert torch.get_num_threads() == given
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_best_evaluation_is_returned_and_patience_ends_the_run() -> None:
