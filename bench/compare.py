@@ -20,6 +20,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from sgp_fast.report.numbers import DISTURBED, wide_spread
+
 from . import bootstrap, clock
 from .records import Results, read
 from .rows import PlanRow
@@ -32,7 +36,10 @@ WORKER = Path(__file__).with_name("worker.py")
 
 @dataclass(frozen=True)
 class Change:
-    """How B stands to A at one case of one rung: `ratio` is A's median time over B's, above 1 where B is faster."""
+    """How B stands to A at one case of one rung: `ratio` is A's median time over B's, above 1 where B is faster.
+
+    `spread` says whose times were disturbed; empty where both are steady.
+    """
 
     case: str
     rung: str
@@ -42,6 +49,7 @@ class Change:
     high: float
     cost_before: float | None
     cost_after: float | None
+    spread: str = ""
 
     @property
     def ratio(self) -> float:
@@ -110,6 +118,8 @@ def table(found: Sequence[Change]) -> str:
         lines.append(
             f"{c.case:<{wide}}  {c.rung:<22}{1e3 * c.before:>11,.2f}{1e3 * c.after:>11,.2f}{span:>24} {costs}  {c.verdict}"
         )
+        if c.spread:
+            lines.append(f"{'':<{wide}}  times spread, {c.spread}: {DISTURBED}")
     return "\n".join(lines)
 
 
@@ -117,7 +127,9 @@ def _change(
     case: str, rung: str, before: Sequence[float], after: Sequence[float], *costs: float | None
 ) -> Change:
     low, high = bootstrap.ratio(before, after)
-    return Change(case, rung, statistics.median(before), statistics.median(after), low, high, *costs)
+    spreads = [(name, wide_spread(*np.quantile(samples, (0.2, 0.8)))) for name, samples in (("A", before), ("B", after))]
+    told = ", ".join(f"{name} {spread}" for name, spread in spreads if spread)
+    return Change(case, rung, statistics.median(before), statistics.median(after), low, high, *costs, spread=told)
 
 
 @contextmanager

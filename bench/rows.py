@@ -8,6 +8,7 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 
 from sgp_fast.kernels.tiling import Tile
+from sgp_fast.report.numbers import wide_spread
 
 # How the reason begins of a rung that could run, and was not measured because it did not fit in the time of the run.
 LEFT_OUT = "left out for time"
@@ -81,6 +82,11 @@ class PlanRow(OfRung):
     @property
     def p50(self) -> float | None:
         return self.quantile(0.5)
+
+    @property
+    def wide_spread(self) -> str | None:
+        """The 20th and 80th percentile of the time in words where they are far apart; None where it is steady."""
+        return wide_spread(self.quantile(0.2), self.quantile(0.8))
 
     @property
     def plans_per_second(self) -> float | None:

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from sgp_fast.report.numbers import DISTURBED
+
 from .cold import AGAINST
 from .gate import CHECKED
 from .rows import LEFT_OUT, ActRow, CeilingRow, ColdRow, PlanRow, Row
@@ -68,10 +70,22 @@ def ladder(rows: Iterable[PlanRow], ours: str = "auto", other: Collection[str] =
         lines.append(f"{ours} is faster")
         alike = [rung for rung in rungs if rung != ours and rung not in other]
         lines += [line(f"  × {rung}", (ratio(case, rung) for case in cases)) for rung in alike]
+        lines += textwrap.wrap(disturbed(row for row in cell.values() if row.rung in (ours, *alike)), 120,
+                               initial_indent="  ", subsequent_indent="  ")  # fmt: skip
     lines.append(line(f"cost of {ours}", (_cost(cell.get((case, ours))) for case in cases)))
     if len({row.problems for row in cell.values()}) > 1:
         lines.append(f"  a mean over a case's first {CHECKED} problems at most: of other problems in another column")
     return "\n".join(lines)
+
+
+def disturbed(rows: Iterable[PlanRow]) -> str:
+    """A sentence about the rows whose times spread so widely that ratios of them mean little; empty where there are none."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if spread := row.wide_spread:
+            found.setdefault(row.case, []).append(f"{row.rung} {spread}")
+    told = "; ".join(f"{case}: {', '.join(of)}" for case, of in found.items())
+    return f"times spread at {told}: {DISTURBED}" if found else ""
 
 
 def _cost(row: PlanRow | None) -> str:

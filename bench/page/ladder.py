@@ -12,7 +12,7 @@ from sgp_fast.report.svg import LINE, MUTED, PANEL, PAPER, WIDE, canvas, end_lab
 from ..gate import comparable
 from ..records import Results
 from ..rows import PlanRow
-from ..tables import left_out
+from ..tables import disturbed, left_out
 from . import style
 from .section import Section, panels, reasons, table
 from .words import WORDS
@@ -103,6 +103,7 @@ def waterfall(results: Results, name: str) -> Section | None:
         (
             *reasons((row for row in every if not row.left_out), "not timed"),
             *(f"Left out for time at {line}" for line in left_out(every)),
+            *([words[0].upper() + words[1:]] if against and (words := disturbed(every)) else []),
         ),
         _caption([row for row in every if row.samples], against),
     )  # fmt: skip

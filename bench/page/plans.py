@@ -6,6 +6,7 @@ from sgp_fast.report.numbers import NONE, number, ratio
 
 from ..records import Results
 from ..rows import CeilingRow, PlanRow
+from ..tables import disturbed
 from . import style
 from .ladder import speedup
 from .section import Table, table
@@ -81,7 +82,10 @@ def facts(results: Results) -> list[dict[str, str]]:
         loop = f", and {ratio(times)} that of the published loop" if times and other.rung != "published" else ""
         missing = [row.rung for row in of if row.left_out and style.strong(row)]
         without = f" ({', '.join(missing)}: left out for time)" if missing else ""
-        text = f"the speed of {other.label}, the fastest other way measured here{without}{loop}"
+        base = [row for row in timed if row.rung == "published"] if loop else []
+        spread = disturbed([other, *base, ours])
+        claim = f"the speed of {other.label}, the fastest other way measured here{without}{loop}"
+        text = f"{claim}; {spread}" if spread else claim
         found.append({"value": ratio(speedup(ours, timed, other.rung)), "case": case, "text": text})
     return found
 

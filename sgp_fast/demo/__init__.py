@@ -22,6 +22,7 @@ from ..data.make import read_or_make
 from ..doctor import cpu_model, usable_cores
 from ..problem import Problem
 from ..report import Circumstances, DatasetSummary, Results, TaskResults, Throughput, TrainingCurve, write_report
+from ..report.numbers import DISTURBED, wide_spread
 from ..trained import Models
 from ..training import train
 from .closed_loop import run_methods
@@ -84,6 +85,8 @@ def table(results: Results, report: Path, seconds: float) -> str:
     for row in results.throughput.rows if results.throughput else ():
         speed = row.note if row.plans_per_second is None else f"{row.plans_per_second:,.1f} plans/s"
         lines.append(f"  {f'{row.label}, {row.problems} problem' + 's' * (row.problems > 1):<48}{speed:>18}")
+        if spread := wide_spread(row.p20_seconds, row.p80_seconds):
+            lines.append(f"    times spread {spread}: {DISTURBED}")
     lines.append(f"\n{seconds:.0f} s in all. The report: {report}")
     return "\n".join(lines)
 

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 
 NONE = "–"
+# The 80th percentile of a timing over the 20th, above which a ratio that is made of it means little.
+WIDE_SPREAD = 1.5
+DISTURBED = "something else ran on this machine; measure again on a quiet one"
 
 
 def number(value: float | None) -> str:
@@ -57,6 +60,13 @@ def seconds(value: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def wide_spread(low: float | None, high: float | None) -> str | None:
+    """“from 704 ms to 20.5 s”, the 20th and 80th percentile of a timing, where far apart; None where it is steady."""
+    if low is None or high is None or high <= WIDE_SPREAD * low:
+        return None
+    return f"from {seconds(low)} to {seconds(high)}"
 
 
 def ratio(value: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import figures, rows
-from .numbers import NONE, alike, number, ratio, seconds
+from .numbers import DISTURBED, NONE, alike, number, ratio, seconds, wide_spread
 from .pictures import addresses
 from .results import METHODS, MethodResult, Results, TaskResults, Telemetry, Throughput, ThroughputRow
 from .svg import NARROW, PALETTE, WIDE
@@ -67,16 +67,28 @@ def _facts(results: Results) -> list[dict[str, str]]:
             for method, value in zip(shown, values, strict=True)
         ]
     if results.throughput is not None:
+        table = results.throughput.rows
         ours = [
-            (times, row)
-            for row, times in zip(results.throughput.rows, ratios(results.throughput.rows), strict=True)
+            (times, row, base)
+            for row, times, base in zip(table, ratios(table), _bases(table), strict=True)
             if times is not None and row.key in ("eager", "compiled")
         ]
         if ours:
-            times, row = max(ours, key=lambda pair: pair[0])
+            times, row, base = max(ours, key=lambda found: found[0])
             ours_at = "" if row.problems == 1 else f"; it plans one at a time, ours {row.problems:,} together"
-            facts.append({"key": "ink", "value": ratio(times), "text": f"the published loop’s plans per second{ours_at}"})
+            text = f"the published loop’s plans per second{ours_at}{_spread_words(base, row)}"
+            facts.append({"key": "ink", "value": ratio(times), "text": text})
     return facts
+
+
+def _spread_words(base: ThroughputRow | None, ours: ThroughputRow) -> str:
+    """What a reader must know beside a ratio of times that were disturbed; nothing where both are steady."""
+    spreads = [
+        f"{whose} times spread {spread}"
+        for whose, row in (("its", base), ("our", ours))
+        if row is not None and (spread := wide_spread(row.p20_seconds, row.p80_seconds))
+    ]
+    return f"; {' and '.join(spreads)}: {DISTURBED}" if spreads else ""
 
 
 def _task(task: TaskResults, name: str, pictures: dict[int, str | None]) -> dict[str, Any]:
@@ -229,13 +241,17 @@ def ratios(table: Sequence[ThroughputRow]) -> list[float | None]:
     The loop plans one trajectory at a time, so where it was not timed at a row's number of problems its rate at another
     number is its rate there too; the nearest is taken.
     """
-    published = [row for row in table if row.key == "published" and row.plans_per_second]
     out: list[float | None] = []
-    for row in table:
-        base = min(published, key=lambda p: abs(p.problems - row.problems), default=None)
+    for row, base in zip(table, _bases(table), strict=True):
         known = base is not None and base.plans_per_second and row.plans_per_second
         out.append(row.plans_per_second / base.plans_per_second if known else None)  # type: ignore[operator, union-attr]
     return out
+
+
+def _bases(table: Sequence[ThroughputRow]) -> list[ThroughputRow | None]:
+    """The row of the published loop that each row is compared with."""
+    published = [row for row in table if row.key == "published" and row.plans_per_second]
+    return [min(published, key=lambda p: abs(p.problems - row.problems), default=None) for row in table]
 
 
 def _throughput(speeds: Throughput | None) -> dict[str, Any] | None:
@@ -257,12 +273,17 @@ def _throughput(speeds: Throughput | None) -> dict[str, Any] | None:
                 else NONE,
                 "cost": number(row.final_cost),
                 "repeats": str(row.repeats),
-                "note": row.note,
+                "note": _row_note(row),
                 "ours": row.key in ("eager", "compiled", "bf16"),
             }
             for row, many in zip(speeds.rows, times, strict=True)
         ],
     }
+
+
+def _row_note(row: ThroughputRow) -> str:
+    spread = wide_spread(row.p20_seconds, row.p80_seconds)
+    return "; ".join(filter(None, (row.note, f"times spread {spread}: {DISTURBED}" if spread else "")))
 
 
 def _circumstances(results: Results) -> dict[str, Any]:

@@ -38,6 +38,16 @@ def test_files(two, after: float, verdict: str) -> None:  # noqa: ANN001
     assert "A  " in text and "commit" in text
 
 
+def test_times_that_were_disturbed_are_told_beside_the_ratio(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    write(a, header("run"), [replace(PLAN, samples=samples(1.0, 1))])
+    write(b, header("run"), [replace(PLAN, samples=(0.7, 0.7, 1.0, 20.0, 20.0, 20.0))])
+    assert compare.files(a, b).splitlines()[-1].strip() == (
+        "times spread, B from 700 ms to 20.0 s: something else ran on this machine; measure again on a quiet one"
+    )
+    assert "spread" not in compare.files(a, a)
+
+
 def test_files_without_a_case_in_common(two, tmp_path: Path) -> None:  # noqa: ANN001
     a, b = two(1.0, 1.0)
     write(b, header("run"), [replace(PLAN, case="another")])

@@ -218,6 +218,19 @@ def test_facts_are_held_against_the_fastest_other_rung(full: Results) -> None:
     assert plans.facts(slower)[0]["value"] == "0.3×"
 
 
+def test_ratios_of_disturbed_times_are_told_so(full: Results) -> None:
+    rows = tuple(
+        replace(row, samples=(0.001, 0.001, 0.7, 0.7, 0.7, 20.0, 20.0)) if row.key == ("1 × 4×256", "published") else row
+        for row in full.of(PlanRow)
+    )
+    told = "times spread at 1 × 4×256: published from 141 ms to 16.1 s: something else ran on this machine; measure again on"
+    disturbed = Results(full.header, rows)
+    page_text, ladder_notes = text(page.render([("x", disturbed)])), ladder.waterfall(disturbed, "x")
+    assert told in plans.facts(disturbed)[0]["text"] and told in page_text and ladder_notes is not None
+    assert any(told.removeprefix("t") in note for note in ladder_notes.notes)
+    assert "times spread" not in text(page.render([("x", full)]))
+
+
 def only(results: Results, case: str, *rungs: str) -> Results:
     """The plans of these rungs at a case."""
     return Results(results.header, tuple(row for row in results.of(PlanRow) if row.case == case and row.rung in rungs))

@@ -73,6 +73,17 @@ def test_costs_of_columns_that_do_not_compare_are_told_so() -> None:
     assert "cost of auto" in text(64) and note not in text(64) and note in text(1, 64)
 
 
+def test_ratios_of_disturbed_times_are_told_so() -> None:
+    rows = [row for row in synthetic.plans(256, 64, "float32") if isinstance(row, PlanRow)]
+    disturbed = [replace(row, samples=(0.7, 0.7, 20.0, 20.0)) if row.rung == "jax" else row for row in rows]
+    told = "  times spread at 64 × 4×256: jax from 700 ms to 20.0 s: something else ran on this machine;"
+    lines = tables.text(disturbed).splitlines()
+    assert sum(line.startswith(told) for line in lines) == 1 and "times spread" not in tables.text(rows)
+    assert lines.index(next(line for line in lines if line.startswith(told))) < next(
+        i for i, line in enumerate(lines) if line.startswith("cost of auto")
+    )
+
+
 def test_a_case_that_was_left_out_whole_is_a_line_and_no_column(tmp_path: Path, case: Case, monkeypatch) -> None:  # noqa: ANN001
     monkeypatch.setattr(sweep, "estimates", lambda *_: dict.fromkeys(RUNGS, 1e4))
     run = begin(tmp_path / "rows.jsonl")

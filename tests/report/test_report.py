@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
+from sgp_fast.demo import table as demo_table
 from sgp_fast.report import Frame, MethodResult, OpenLoop, Results, Telemetry, ThroughputRow, write_report
 from sgp_fast.report.numbers import alike, number, ratio, seconds
 from sgp_fast.report.page import ratios
@@ -317,6 +318,19 @@ def test_results_that_disagree_are_refused() -> None:
         Frame(0, 0.0, b"GIF89a")
     with pytest.raises(ValueError, match="names a method twice"):
         task(frames=(strip("sgp", 1, 10, 1.0), strip("sgp", 1, 10, 1.0)))
+
+
+def test_multiples_of_disturbed_times_are_told_so(tmp_path: Path) -> None:
+    rows = throughput().rows
+    disturbed = tuple(
+        replace(row, p20_seconds=0.704, p80_seconds=20.5) if row.key == "published" else row for row in rows
+    )
+    words = "times spread from 704 ms to 20.5 s: something else ran on this machine; measure again on a quiet one"
+    run = results(throughput=replace(throughput(), rows=disturbed))
+    _, page = written(run, tmp_path)
+    assert f"ours 64 together; its {words}" in page.text and page.text.count(words) == 2
+    assert "something else ran" not in written(results(throughput=throughput()), tmp_path)[1].text
+    assert words in demo_table(run, tmp_path / "report.html", 1.0)
 
 
 def test_multiples_compare_with_the_published_loop() -> None:
