@@ -125,6 +125,7 @@ def _task(task: TaskResults, name: str, pictures: dict[int, str | None]) -> dict
             "promise": figures.promise(telemetry, name),
             "score_words": _score_words(telemetry),
             "promise_words": _promise_words(telemetry),
+            "cost_words": _cost_words(telemetry, task.episode_steps),
             "starts": telemetry[0].cost_history.shape[0],
         }
         if telemetry
@@ -219,15 +220,31 @@ def _score_words(telemetry: Sequence[Telemetry]) -> str:
     return f"The median over plans and steps is {guided} with the score and {free} without."
 
 
+def _cost_words(telemetry: Sequence[Telemetry], episode_steps: int) -> str:
+    """What a figure of the horizon alone shows, and what it cannot: a plan without the score pays after its last step."""
+    plans = {item.key: item for item in telemetry}
+    guided, free = plans.get("sgp"), plans.get("no_score")
+    horizon = telemetry[0].score_norm.shape[1]
+    sentences = [f"Only the {horizon} steps of a plan count here, of the {episode_steps:,} of an episode."]
+    if guided is not None and _median(guided.predicted_cost) > _median(guided.cost_history[:, 0]):
+        sentences.append("With the score the line rises: the planner gives cost away for plans nearer to the data.")
+    if guided is not None and free is not None and _median(free.real_cost[:, -1]) < _median(guided.real_cost[:, -1]):
+        sentences.append(
+            "Over so few steps the plans without the score are the better ones in the simulator, too; what they lead to, a "
+            "fall for instance, comes after the last step. The returns above are over whole episodes."
+        )
+    return " ".join(sentences)
+
+
 def _promise_words(telemetry: Sequence[Telemetry]) -> str:
-    """By how much the environment disappointed the model, from the numbers."""
-    gaps = [_median(item.real_cost[:, -1] - item.predicted_cost) for item in telemetry]
+    """By how much the environment disappointed the model: the distance between two ends of lines in the figure of costs."""
+    gaps = [_median(item.real_cost[:, -1]) - _median(item.predicted_cost) for item in telemetry]
     words = {"sgp": "with the score", "no_score": "without it"}
     parts = [
-        f"{size} {'above' if gap >= 0 else 'below'} the prediction {words[item.key]}"
+        f"{size} {'above' if gap >= 0 else 'below'} that of the predicted ones {words[item.key]}"
         for item, gap, size in zip(telemetry, gaps, alike([abs(gap) for gap in gaps]), strict=True)
     ]
-    return f"The real cost is {' and '.join(parts)} (median)."
+    return f"The median of the real costs is {' and '.join(parts)}."
 
 
 def _median(values: np.ndarray) -> float:

@@ -320,6 +320,28 @@ def test_results_that_disagree_are_refused() -> None:
         task(frames=(strip("sgp", 1, 10, 1.0), strip("sgp", 1, 10, 1.0)))
 
 
+def test_the_figure_of_costs_says_that_a_horizon_is_not_an_episode(tmp_path: Path) -> None:
+    """Where the plans without the score look better over their few steps, and where the score's cost rises."""
+    guided, free = telemetry("sgp"), telemetry("no_score")
+    rising, short = "With the score the line rises", "the plans without the score are the better ones in the simulator, too"
+    _, page = written(results(task(telemetry=(guided, free))), tmp_path)
+    assert "Only the 8 steps of a plan count here, of the 300 of an episode." in page.text
+    assert rising not in page.text and short not in page.text
+    up = replace(guided, predicted_cost=guided.cost_history[:, 0] + 1.0)
+    better = replace(free, real_cost=guided.real_cost - 2.0)
+    _, page = written(results(task(telemetry=(up, better))), tmp_path)
+    assert rising in page.text and short in page.text
+
+
+def test_the_gap_in_words_is_the_gap_that_is_drawn(tmp_path: Path) -> None:
+    """Between medians: a median of differences is another number, and 1 here."""
+    predicted, real = np.array([0.0, 5.0, 6.0]), np.array([[9.0], [6.0], [7.0]])
+    item = replace(telemetry("sgp"), cost_history=np.zeros((3, 15)), predicted_cost=predicted, real_cost=real,
+                   real_iterations=np.array([15]), score_norm=np.ones((3, 8)))  # fmt: skip
+    _, page = written(results(task(telemetry=(item,))), tmp_path)
+    assert "The median of the real costs is 2.00 above that of the predicted ones with the score." in page.text
+
+
 def test_multiples_of_disturbed_times_are_told_so(tmp_path: Path) -> None:
     rows = throughput().rows
     disturbed = tuple(
