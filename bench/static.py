@@ -299,7 +299,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(names))
         return 0
     if not names:
+        elsewhere = [arch for arch in sorted(CHIPS) if any(options.only in launch.name for launch in launches(arch))]
         why = f"--only {options.only!r} is in no name of a kernel; --names shows them"
+        if elsewhere:
+            asked, other = (", ".join(map(str, archs)) for archs in (options.arch, elsewhere))
+            why = f"--only {options.only!r} is in no name of a kernel for --arch {asked}; it is in some for --arch {other}"
         if arguments is None:
             parser.error(why)
         raise ValueError(why)  # of whoever called, who has a command line of their own

@@ -93,6 +93,11 @@ def is_interpreted() -> bool:
 def _run(
     packed: PackedNetwork, z: Tensor, grad: Tensor | None, condition: Tensor | None, out: Tensor | None, tile: Tile | None
 ) -> Tensor:
+    if not isinstance(packed, PackedNetwork):
+        raise TypeError(
+            f"packed is a {type(packed).__name__}; expected a PackedNetwork: of a Network net, give "
+            "PackedNetwork.of(net.spec, net.weights)"
+        )
     program, spec, device = packed.program, packed.spec, packed.weights.device
     if not is_interpreted() and device.type != "cuda":
         raise ValueError(f"packed is on {device}; the kernels run on CUDA devices (or interpreted, with TRITON_INTERPRET=1)")

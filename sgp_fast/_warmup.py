@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ._starts import repeat_rows
+from .inputs import check_kinds
 from .problem import Problem, device_of
 from .sampling import Planner
 from .solving import solve
@@ -29,6 +30,7 @@ def warmup(
     ready: these are other graphs than those without, and so are those of plans with a `time_limit_s`. `params` are those of
     one problem for costs that read them, with a first axis of 1. Returns each size's `Plan.stats`. Raises as `solve` does.
     """
+    check_kinds(problem, planner)
     if not batch_sizes or not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
         raise ValueError(f"batch_sizes is {batch_sizes!r}; expected whole numbers of at least 1")
     normalizer = getattr(problem.dynamics, "normalizer", None)

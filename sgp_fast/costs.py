@@ -206,10 +206,7 @@ def _autograd(name: str, function: CostFunction, *inputs: Tensor) -> tuple[Tenso
     rows = inputs[0].shape[:-1]
     with torch.enable_grad():
         leaves = [z.detach().requires_grad_() for z in inputs]
-        value = function(*leaves)
-        value = value[..., 0] if value.shape == (*rows, 1) else value
-        if value.shape != rows:
-            raise ValueError(f"{name} gave shape {tuple(value.shape)} for rows {tuple(rows)}; expected one number a row")
+        value = one_a_row(name, function(*leaves), rows)
         if not value.requires_grad:
             raise ValueError(
                 f"{name} gave a value that is cut off from autograd (no_grad, detach or NumPy?): its gradient is unknown; "
@@ -217,6 +214,19 @@ def _autograd(name: str, function: CostFunction, *inputs: Tensor) -> tuple[Tenso
             )
         grads = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
     return value.detach(), tuple(torch.zeros_like(z) if g is None else g for g, z in zip(grads, inputs, strict=True))
+
+
+def one_a_row(name: str, value: Any, rows: torch.Size) -> Tensor:
+    """What a cost function gave, as a tensor of one number a row; raises where it is none."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} gave a {type(value).__name__}; expected a tensor of one number a row, {list(rows)}, made of x by "
+            "PyTorch (not by float(), .item() or NumPy); a constant c is c + 0 * x.sum(-1)"
+        )
+    value = value[..., 0] if value.shape == (*rows, 1) else value
+    if value.shape != rows:
+        raise ValueError(f"{name} gave shape {tuple(value.shape)} for rows {tuple(rows)}; expected one number a row")
+    return value
 
 
 def _quadratic(matrix: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

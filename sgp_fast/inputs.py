@@ -125,6 +125,18 @@ def read_inputs(problem: Problem, planner: Planner, x0: Any, *, goal: Any, param
     return Inputs(x0, nu, controls, moments, low, high, goal, params, limits)  # pyright: ignore[reportArgumentType]
 
 
+def check_kinds(problem: Any, planner: Any) -> None:
+    """Raise TypeError where these are no problem and planner, or stand in each other's place."""
+    if isinstance(problem, Planner) and isinstance(planner, Problem):
+        raise TypeError("problem and planner are in each other's place; give solve(problem, planner, x0)")
+    for name, value, kind, expected in (
+        ("problem", problem, Problem, "a Problem"), ("planner", planner, Planner, "SGP, CEM or MPPI"),
+    ):  # fmt: skip
+        if not isinstance(value, kind):
+            given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise TypeError(f"{name} is {given}; expected {expected}, as in solve(problem, planner, x0)")
+
+
 def check_moves(planner: Planner, otherwise: str = "") -> None:
     """Raise ValueError where every step has length 0: what was drawn to start from would come back as a plan."""
     if isinstance(planner, SGP) and not planner.moves:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ._sampled import solve_keyed
 from ._slots import Rows, Slots
 from ._starts import has_rows, random_starts, repeat_rows, solve_starts, take_rows
-from .inputs import check_moves, read_inputs
+from .inputs import check_kinds, check_moves, read_inputs
 from .plan import Plan, Status
 from .planner import SGP
 from .problem import Problem, device_of
@@ -58,6 +58,7 @@ class MPC:
     ) -> None:
         """`backend` and `time_limit_s` (for one step of all environments) are those of `solve`."""
         self._slots = Slots(batch_size)
+        check_kinds(problem, planner)
         check_moves(planner)
         if planner.keep_moments and planner.starts > 1:
             raise ValueError("SGP.keep_moments goes on from one start; use starts=1, or keep_moments=False")

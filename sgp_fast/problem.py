@@ -129,6 +129,8 @@ class Problem:
             count = len(self.bounds) if isinstance(self.bounds, (tuple, list)) else 1
             if count != 2:
                 raise ValueError(f"Problem.bounds has {count} entries; expected (low, high)")
+            _check_bounds(*self.bounds)
+        self._agreed(getattr(self.dynamics, "nx", None))
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -145,10 +147,17 @@ class Problem:
         """Number of controls, from the parts that know it; ValueError where they, or start states of nx, do not fit."""
         if nx != (nx_model := getattr(self.dynamics, "nx", nx)):
             raise ValueError(f"x0 has nx={nx} features; the dynamics have nx={nx_model}")
+        known = self._agreed(nx)
+        if not known:
+            raise ValueError("the number of controls is not known from dynamics, score or bounds; give Problem.nu")
+        return next(iter(known.values()))
+
+    def _agreed(self, nx: int | None) -> dict[str, int]:
+        """The number of controls by the parts that know it, which must agree; a score knows it where nx is known."""
         known: dict[str, int] = {}
         if isinstance(self.dynamics, Dynamics | Ensemble):
             known["dynamics"] = self.dynamics.nu
-        if self.score is not None:
+        if self.score is not None and nx is not None:
             known["score"] = self.score.network.spec.inputs - nx
         if self.nu is not None:
             known["nu"] = self.nu
@@ -156,12 +165,10 @@ class Problem:
             shape = np.shape(bound)
             if shape and shape[-1] > 1:
                 known["bounds"] = shape[-1]
-        if not known:
-            raise ValueError("the number of controls is not known from dynamics, score or bounds; give Problem.nu")
         if len(set(known.values())) > 1:
-            told = ", ".join(f"{name}: {n}" for name, n in known.items())
-            raise ValueError(f"the parts of the problem disagree on the number of controls ({told}) for x0 with nx={nx}")
-        return next(iter(known.values()))
+            told, states = ", ".join(f"{name}: {n}" for name, n in known.items()), "" if nx is None else f" for nx={nx}"
+            raise ValueError(f"the parts of the problem disagree on the number of controls ({told}){states}; give them one")
+        return known
 
     def prepared(self, state: torch.dtype, products: torch.dtype, device: torch.device) -> Problem:
         """The problem for planning on `device`: tensors in dtype `state`, the networks' products in `products`.
@@ -173,6 +180,29 @@ class Problem:
             if not _serves(part, state, products, device):
                 parts[name] = cast(part, state, products).to(device).eval()
         return replace(self, **parts) if parts else self
+
+
+def _check_bounds(low: Any, high: Any) -> None:
+    """Raise where no control can be between the bounds. Those on a device are looked at in `solve`, which waits for it."""
+    sides = []
+    for side, value in (("low", low), ("high", high)):
+        shape = np.shape(value)
+        if len(shape) > 2:
+            raise ValueError(f"Problem.bounds ({side}) has shape {list(shape)}; expected a number, [nu] or [B, nu]")
+        if isinstance(value, Tensor):
+            value = value.detach().double().numpy() if value.device.type == "cpu" else None
+        sides.append(None if value is None else np.asarray(value))
+        if sides[-1] is not None and sides[-1].dtype.kind not in "biuf":
+            raise TypeError(f"Problem.bounds ({side}) is {value!r}; expected real numbers")
+    if sides[0] is None or sides[1] is None:
+        return
+    try:
+        ordered = bool((sides[0] < sides[1]).all())
+    except ValueError:
+        shapes = " and ".join(str(list(side.shape)) for side in sides)
+        raise ValueError(f"Problem.bounds have shapes {shapes}; expected numbers, [nu] or [B, nu], alike") from None
+    if not ordered:
+        raise ValueError("Problem.bounds: some low is not below its high; give low < high for every control")
 
 
 def device_of(problem: Problem) -> torch.device:

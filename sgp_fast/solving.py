@@ -19,7 +19,7 @@ from ._remembered import numbers
 from ._sampled import refuse_ensemble, sample, score_words
 from .backends import choose
 from .backends.job import Iteration, Job, Tables
-from .inputs import Inputs, check_moves, problem_rows, read_inputs, starting_controls
+from .inputs import Inputs, check_kinds, check_moves, problem_rows, read_inputs, starting_controls
 from .models import Network
 from .plan import Plan
 from .planner import SGP
@@ -61,6 +61,7 @@ def solve(
 
     A problem that diverges has `Status.DIVERGED` and disturbs no other. Wrong arguments raise before any work.
     """
+    check_kinds(problem, planner)
     # Whatever mode the caller is in, plans are ordinary tensors, and products are what `planner.precision` says.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device_of(problem).type, enabled=False):
         return _solve(problem, planner, x0, xT, goal, params, init, seed, backend, time_limit_s, callback)

@@ -119,6 +119,8 @@ def test_doctor_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
         ("bench run --problem nowhere", "nowhere does not exist; expected the folder of a training run"),
         ("bench run --resume", "--resume needs --out, the file to go on with"),
         ("bench static --arch 70", "--arch 70 is not known; expected some of 80, 90, 100"),
+        ("bench static --arch 80 --only relay_kernel",
+         "--only 'relay_kernel' is in no name of a kernel for --arch 80; it is in some for --arch 90, 100"),
         ("bench static --arch 90 --only zzz", "--only 'zzz' is in no name of a kernel; --names shows them"),
     ],
 )

@@ -110,6 +110,16 @@ def test_inputs_that_a_cost_does_not_use_have_gradient_zero() -> None:
         CustomCost(lambda x, u: x.detach().sum(-1)).value_and_grad(x, u, goal, STEPS, None)
 
 
+@pytest.mark.parametrize("made", [sgp.SGP(5, 2, 0.1), sgp.CEM(5, 2, 8, elites=2)], ids=["SGP", "CEM"])
+def test_a_cost_that_gives_no_tensor_is_told_what_to_give(made: Any) -> None:
+    problem = sgp.Problem(dynamics=lambda x, u: x + u, cost=lambda x, u: 1.0, bounds=(-1.0, 1.0), nu=1)
+    told = r"cost gave a float; expected a tensor of one number a row, .* made of x by PyTorch .* c \+ 0 \* x.sum\(-1\)"
+    with pytest.raises(TypeError, match=told):
+        sgp.solve(problem, made, torch.zeros(4, 1))
+    with pytest.raises(TypeError, match="terminal gave a ndarray; expected a tensor"):
+        CustomTerminal(lambda x: x.detach().numpy().sum(-1)).value_and_grad(torch.zeros(4, 2), None, None)
+
+
 def test_a_last_axis_of_one_is_dropped() -> None:
     x, u, goal, _ = inputs("tensor")
     value, _, _ = CustomCost(lambda x, u: x[..., :1]).value_and_grad(x, u, goal, STEPS, None)

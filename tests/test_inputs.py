@@ -47,7 +47,7 @@ SCORED = {"score": cases.score().part}
         ({}, {}, {"x0": torch.zeros(B, NX, dtype=torch.complex64)}, TypeError, "x0 is torch.complex64; expected real"),
         ({"dynamics": LEARNED}, {}, {"x0": torch.zeros(B, 4)}, ValueError, "x0 has nx=4 features; the dynamics have nx=3"),
         ({"nu": None}, {}, {}, ValueError, "number of controls is not known.*give Problem.nu"),
-        ({"nu": 4, "dynamics": LEARNED}, {}, {}, ValueError, "disagree on the number of controls .*dynamics: 2.*nu: 4"),
+        ({"nu": 4, **SCORED}, {}, {}, ValueError, r"disagree on the number of controls .*score: 2, nu: 4\) for nx=3; give"),
         ({}, {}, {"goal": torch.zeros(2, NX)}, ValueError, r"goal has shape \(2, 3\); expected \[3\] or \[4, 3\]"),
         ({"goal": torch.zeros(5)}, {}, {}, ValueError, r"goal has shape \(5,\) and x0 has nx=3 .*expected a goal \[3\] or "),
         ({}, {}, {"x0": torch.zeros(B, 4), "goal": torch.zeros(3)}, ValueError, "x0 has nx=4 feat.*or x0 of 3 features"),
@@ -67,12 +67,8 @@ SCORED = {"score": cases.score().part}
         ({}, {}, {"init": torch.zeros(1, T, NU)}, ValueError, r"init has shape \(1, 5, 2\); expected \[4, 5, 2\]"),
         ({}, {}, {"init": torch.zeros(T, NU)}, ValueError, r"init has shape \(5, 2\); expected \[4, 5, 2\]"),
         ({}, {}, {"init": torch.full((B, T, NU), torch.nan)}, ValueError, "init has a value that is not finite in row 0"),
-        ({"bounds": (0.0, torch.zeros(3))}, {}, {}, ValueError, r"disagree on the number of controls.*bounds: 3"),
         ({"bounds": (torch.zeros(3, 2), 1.0)}, {}, {}, ValueError, r"bounds \(low\) .*3, 2.*; expected a number"),
-        ({"bounds": (0.0, torch.ones(4, 1, 2))}, {}, {}, ValueError, r"bounds \(high\) .*4, 1, 2.*; expected"),
-        ({"bounds": (1.0, 1.0)}, {}, {}, ValueError, "bounds: some low is not below its high; give low < high"),
-        ({"bounds": (0.0, [1.0, torch.nan])}, {}, {}, ValueError, "bounds: some low is not below its high"),
-        ({"bounds": ("low", 1.0)}, {}, {}, TypeError, "bounds .*str"),
+        ({"bounds": (1.0, 1.0 + 1e-12)}, {"precision": "float32"}, {}, ValueError, "some low is not below its high; give"),
         ({}, {"bounding": "tanh"}, {}, ValueError, "tanh' needs Problem.bounds; give bounds, or use bounding='project'"),
         ({"bounds": (0, torch.inf)}, {"bounding": "tanh"}, {}, ValueError, "needs finite bounds; use bounding='project'"),
         ({}, {}, {"xT": X0}, ValueError, "xT is given, but single shooting has a free end; use a terminal cost"),
@@ -92,6 +88,22 @@ def test_wrong_arguments(options: dict, settings: dict, given: dict, error: type
     made = problem(**options)
     with pytest.raises(error, match=words):
         sgp.solve(made, planner(**settings), **dict[str, Any]({"x0": X0} | given))
+
+
+def test_a_problem_and_a_planner_in_each_others_place_are_told_so() -> None:
+    case = cases.case("learned", "quadratic")
+    told = r"problem and planner are in each other's place; give solve\(problem, planner, x0\)"
+    for call in (
+        lambda: sgp.solve(planner(), case.problem, case.x0),  # pyright: ignore[reportArgumentType]
+        lambda: sgp.MPC(planner(), case.problem, 4),  # pyright: ignore[reportArgumentType]
+        lambda: sgp.warmup(planner(), case.problem, [4]),  # pyright: ignore[reportArgumentType]
+    ):
+        with pytest.raises(TypeError, match=told):
+            call()
+    with pytest.raises(TypeError, match="problem is a Dynamics; expected a Problem"):
+        sgp.solve(LEARNED, planner(), case.x0)
+    with pytest.raises(TypeError, match="planner is the class SGP; expected SGP, CEM or MPPI"):
+        sgp.solve(case.problem, sgp.SGP, case.x0)  # pyright: ignore[reportArgumentType]
 
 
 def test_finite_numbers_whose_sum_is_not_are_finite() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -101,6 +102,14 @@ def test_what_is_no_fault_of_the_sizes_is_not_called_one(error: type[Exception])
         ({"control_change": float("nan")}, ValueError, "control_change is nan"),
         ({"bounds": (1.0,)}, ValueError, r"bounds has 1 entries; expected \(low, high\)"),
         ({"bounds": 1.0}, (TypeError, ValueError), r"Problem.bounds .*expected \(low, high\)"),
+        ({"bounds": (1.0, -1.0)}, ValueError, "Problem.bounds: some low is not below its high; give low < high"),
+        ({"bounds": (torch.tensor([-1.0, 1.0], dtype=torch.bfloat16), 1.0)}, ValueError, "some low is not below its high"),
+        ({"bounds": ([-1.0, np.nan], 1.0)}, ValueError, "some low is not below its high"),
+        ({"bounds": (-1.0, [1.0, 1.0, 1.0])}, ValueError, r"disagree on the number of controls \(nu: 2, bounds: 3\); give"),
+        ({"bounds": (-1.0, torch.ones(3, 1, NU))}, ValueError, r"bounds \(high\) has shape \[3, 1, 2\]; expected"),
+        ({"bounds": (-torch.ones(3, NU), torch.ones(4, NU))}, ValueError, r"have shapes \[3, 2\] and \[4, 2\]; expect"),
+        ({"bounds": ("low", 1.0)}, TypeError, r"Problem.bounds \(low\) is 'low'; expected real numbers"),
+        ({"nu": 3, "dynamics": cases.dynamics("learned").part}, ValueError, r"disagree .*\(dynamics: 2, nu: 3\)"),
         ({"terminal": sgp.QuadraticCost(torch.eye(2), torch.eye(2))}, TypeError, "Problem.terminal"),
         ({"cost": sgp.QuadraticTerminal(torch.eye(2))}, TypeError, "Problem.cost"),
         ({"cost": lambda x, u, goal: x.sum(-1)}, (TypeError, ValueError), "cost.*3"),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..costs import CustomCost, CustomTerminal, LearnedCost, naming_absent
+from ..costs import CustomCost, CustomTerminal, LearnedCost, naming_absent, one_a_row
 from ..kernels.draws_ref import normal_ref
 from ..models import Dynamics, Ensemble
 from ..plan import Plan, Status
@@ -285,10 +285,6 @@ def terminal_values(terminal: Any, x: Tensor, goal: Tensor | None, params: Any) 
     return terminal.value_and_grad(x, goal, params)[0].to(x.dtype)
 
 
-def _one_a_row(name: str, value: Tensor, x: Tensor) -> Tensor:
+def _one_a_row(name: str, value: Any, x: Tensor) -> Tensor:
     """In the dtype of the states, whatever a function makes of them."""
-    rows = x.shape[:-1]
-    value = value[..., 0] if value.shape == (*rows, 1) else value
-    if value.shape != rows:
-        raise ValueError(f"{name} gave shape {tuple(value.shape)} for rows {tuple(rows)}; expected one number a row")
-    return value.to(x.dtype)
+    return one_a_row(name, value, x.shape[:-1]).to(x.dtype)

@@ -20,6 +20,7 @@ from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, m
 from sgp_fast.kernels.packing import InputPrecision, round_to_tf32_, uncovered
 from sgp_fast.kernels.reference import network_forward_ref, network_vjp_ref
 from sgp_fast.kernels.tiling import Tile
+from sgp_fast.models import Network
 from tests.cases import F64, FIELD, random_weights, relative, specs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # else Triton is interpreted
@@ -407,6 +408,13 @@ def test_wrong_tensors_are_refused_by_name_before_any_work() -> None:
     plain = PackedNetwork.of(critic, on_device(random_weights(critic)), torch.float32)
     with pytest.raises(ValueError, match=r"condition is of shape \(4, 17\); the network takes none"):
         network_forward(plain, z, c)
+
+
+def test_a_network_that_is_not_packed_is_told_how_to_be() -> None:
+    spec = NetworkSpec(3, (Layer(2),))
+    told = r"packed is a Network; expected a PackedNetwork: .* PackedNetwork.of\(net.spec, net.weights\)"
+    with pytest.raises(TypeError, match=told):
+        network_forward(Network(spec), torch.zeros(2, 3))  # pyright: ignore[reportArgumentType]
 
 
 def test_tf32_is_of_float32_and_of_the_tile_alike() -> None:
