@@ -36,13 +36,13 @@ from sgp_fast.backends.fused.ring import name as ring_name
 from sgp_fast.backends.fused.rollout import RolloutWork
 from sgp_fast.backends.fused.tile import TilePlan
 from sgp_fast.backends.sampling import SamplingJob
+from sgp_fast.kernels.grid.phases import count, tile_for
 from sgp_fast.kernels.network import NetworkSpec, mlp, qsm_actor, srpo_behavior
 from sgp_fast.kernels.network_op import network_kernel
 from sgp_fast.kernels.packing import PackedNetwork, Program
-from sgp_fast.kernels.phases import count, tile_for
-from sgp_fast.kernels.relay_tiles import ROWS as EIGHT
-from sgp_fast.kernels.relay_tiles import Relay, words_of
-from sgp_fast.kernels.ring_tiles import ring_of
+from sgp_fast.kernels.relay.tiles import ROWS as EIGHT
+from sgp_fast.kernels.relay.tiles import Relay, words_of
+from sgp_fast.kernels.ring.tiles import ring_of
 from sgp_fast.kernels.tiling import H200, DeviceLimits, Tile, keep, tall, tiles
 from sgp_fast.planner import Precision
 from sgp_fast.sampling import MPPI

@@ -1,4 +1,8 @@
-"""Networks, and the passes over them that a plan is made of: plain PyTorch first, one fast kernel a file beside it.
+"""Networks, and the passes over them that a plan is made of: plain PyTorch first, fast kernels beside it.
+
+    tile, ring/, relay/, grid/, layered/    the regimes of whole plans; `layers`, `update` and others are of several
+    network_op, rollout, refit              a network alone; candidates of sampling planners
+    cpu/, traced/                           native code; costs that are functions of the user's
 
 Installed as `sgp_fast.kernels`. Nothing here imports the rest of `sgp_fast`, and `reference`, `network`, `packing` and
 `tiling` import no triton, so they run anywhere that PyTorch does.

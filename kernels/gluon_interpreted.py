@@ -262,18 +262,18 @@ def mma_v2(a: Any, b: Any, acc: Any) -> Any:
 
 
 def publish(at: Any, half: Any, values: Any, stamp: Any, there: Any, threads: Any) -> None:
-    """`exchange.publish`: the half of each word."""
+    """`relay.exchange.publish`: the half of each word."""
     bits = (values.to(tl.int32, bitcast=True) & -256) | _mark(half, stamp)
     tl.store(at.to(tl.pointer_type(tl.int32)) + half, bits, mask=there)
 
 
 def peek(at: Any, half: Any, TOGETHER: Any) -> Any:  # noqa: N803
-    """`exchange.peek`."""
+    """`relay.exchange.peek`."""
     return tl.load(at.to(tl.pointer_type(tl.int32)) + half)
 
 
 def settle(seen: Any, at: Any, half: Any, stamp: Any, TOGETHER: Any) -> Any:  # noqa: N803
-    """`exchange.settle`, which cannot wait here: programs are interpreted one after another."""
+    """`relay.exchange.settle`, which cannot wait here: programs are interpreted one after another."""
     if (tl.abs((seen & 255) - _mark(half, stamp)).handle.data).any():
         raise RuntimeError(f"a wait without end: not every word has the stamp {_number(stamp)}")
     return (seen & -256).to(tl.float32, bitcast=True)

@@ -17,7 +17,7 @@ from sgp_fast._optional import LIBRARIES
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = {library.module for library in LIBRARIES} | {"lightning", "gym"}
-TRITON_FREE = ("reference.py", "network.py", "tiling.py", "draws_ref.py", "phases.py")
+TRITON_FREE = ("reference.py", "network.py", "tiling.py", "draws_ref.py", "grid/phases.py")
 
 
 def sources(folder: str) -> Iterator[Path]:

@@ -37,7 +37,7 @@ import torch
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from sgp_fast.bench.offline import compiling
-from sgp_fast.kernels.pointwise import Condition, Kept, Streams, Vectors, finish_forward
+from sgp_fast.kernels.layered.pointwise import Condition, Kept, Streams, Vectors, finish_forward
 
 def launch(h):
     y, none = torch.empty_like(h), (Vectors(), Condition(), Condition(), Streams(), Kept())

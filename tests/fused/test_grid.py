@@ -21,8 +21,8 @@ from sgp_fast.backends.fused.graphs import GraphCache
 from sgp_fast.backends.fused.grid import GridPlan
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.work import PlanWork
+from sgp_fast.kernels.grid.phases import GridTile, Slice
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, mlp
-from sgp_fast.kernels.phases import GridTile, Slice
 from tests import cases
 from tests.cases import NU, NX, Case, planner, relative
 from tests.fused.test_fused import DEVICE, INTERPRETED, check, equal, golden, plan, published, small

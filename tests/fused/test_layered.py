@@ -17,9 +17,9 @@ from sgp_fast.backends.fused.functions import Functions
 from sgp_fast.backends.fused.layered import Cuts, Layered, few_rows, layered_plans, whole_rows
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.job import Job, Tables
-from sgp_fast.kernels.layered_network import divides_columns
-from sgp_fast.kernels.linear_columns import ONE_ROW, SOME_ROWS
-from sgp_fast.kernels.linear_rows import INTERPRETED, RowCut
+from sgp_fast.kernels.layered.linear_columns import ONE_ROW, SOME_ROWS
+from sgp_fast.kernels.layered.linear_rows import INTERPRETED, RowCut
+from sgp_fast.kernels.layered.network import divides_columns
 from sgp_fast.planner import SGP
 from tests.cases import NU, NX, Case, case, planner, relative, score
 

@@ -23,10 +23,11 @@ from sgp_fast.backends.fused.buffers import Buffers
 from sgp_fast.backends.fused.packed import PackedProblem
 from sgp_fast.backends.fused.relay import RelayPlan, relay_plans, relays_for
 from sgp_fast.backends.fused.work import PlanWork
-from sgp_fast.kernels import gluon_interpreted, relay_rows
+from sgp_fast.kernels import gluon_interpreted
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import PackedNetwork, Program, lay_out
-from sgp_fast.kernels.relay_tiles import Relay, copies_for, programs_of, tile_by_tile, uncovered_by_relay, words_of
+from sgp_fast.kernels.relay import rows as relay_rows
+from sgp_fast.kernels.relay.tiles import Relay, copies_for, programs_of, tile_by_tile, uncovered_by_relay, words_of
 from sgp_fast.solving import job_of
 from tests import cases
 from tests.cases import NU, NX, Case, planner, relative
@@ -529,10 +530,10 @@ def test_weights_written_in_place_are_cut_anew(monkeypatch: pytest.MonkeyPatch) 
 
 
 @interpreted
-@pytest.mark.parametrize("where", ["relay_rows", "relay"])
+@pytest.mark.parametrize("where", ["rows", "plan"])
 def test_a_wait_for_a_word_that_nobody_writes_raises(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For one of a layer, or a control."""
-    monkeypatch.setattr(f"sgp_fast.kernels.{where}.publish", lambda *_: None)
+    monkeypatch.setattr(f"sgp_fast.kernels.relay.{where}.publish", lambda *_: None)
     with pytest.raises(Exception, match="a wait without end: not every word has the stamp 1"):
         plan(covered(batch=2, horizon=1), BACKEND, "float16")
 

@@ -23,7 +23,7 @@ from sgp_fast.backends.fused.work import PlanWork
 from sgp_fast.kernels.gluon import described, gl, jit, mbarrier, tma, warpgroup_mma_wait
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import PackedNetwork, Program, lay_out
-from sgp_fast.kernels.ring_tiles import depth_of, ends, ring_of, tiles_for, tiles_of_operation, uncovered_by_ring, widened
+from sgp_fast.kernels.ring.tiles import depth_of, ends, ring_of, tiles_for, tiles_of_operation, uncovered_by_ring, widened
 from sgp_fast.solving import job_of
 from tests import cases
 from tests.cases import NU, NX, Case, planner, relative
@@ -485,7 +485,7 @@ def test_too_few_waits_are_seen(what: str, monkeypatch: pytest.MonkeyPatch) -> N
     if what == "copies":
         monkeypatch.setattr(mbarrier, "wait", lambda *_: [state["copies"].clear() for state in mbarrier._of.values()])
     else:
-        monkeypatch.setattr("sgp_fast.kernels.ring_weights.warpgroup_mma_wait", unwaited)
+        monkeypatch.setattr("sgp_fast.kernels.ring.weights.warpgroup_mma_wait", unwaited)
     wrong = plan(case, BACKEND, "float16")
     assert right.x.isfinite().all() and (right.status != Status.DIVERGED).all()
     assert (wrong.status == Status.DIVERGED).all()

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgp_fast.kernels.layered_network import divides_columns
-from sgp_fast.kernels.linear_columns import ONE_ROW, SOME_ROWS, ColumnCut
+from sgp_fast.kernels.layered.linear_columns import ONE_ROW, SOME_ROWS, ColumnCut
+from sgp_fast.kernels.layered.network import divides_columns
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, mlp, srpo_behavior
 from sgp_fast.kernels.packing import lay_out, uncovered
 from tests.cases import FIELD, random_weights, specs

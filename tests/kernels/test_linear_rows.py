@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgp_fast.kernels.layered_network import holds_rows
-from sgp_fast.kernels.linear_rows import INTERPRETED, RowCut
+from sgp_fast.kernels.layered.linear_rows import INTERPRETED, RowCut
+from sgp_fast.kernels.layered.network import holds_rows
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, mlp, srpo_behavior
 from sgp_fast.kernels.packing import lay_out, uncovered
 from tests.cases import FIELD, random_weights, specs

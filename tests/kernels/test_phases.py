@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgp_fast import kernels
-from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
-from sgp_fast.kernels.packing import Program, lay_out
-from sgp_fast.kernels.phases import (
+from sgp_fast.kernels.grid.phases import (
     Job,
     Phase,
     Slice,
@@ -28,6 +26,8 @@ from sgp_fast.kernels.phases import (
     tile_for,
     uncovered_by_grid,
 )
+from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
+from sgp_fast.kernels.packing import Program, lay_out
 
 NX, NU = 17, 6
 NZ = NX + NU
@@ -124,7 +124,7 @@ def test_fewer_barriers_than_layers() -> None:
 def test_what_an_iteration_costs(
     width: int, rows: int, mflop: float, weights: float, read: float, busiest: float, floor: float
 ) -> None:
-    """The table in `kernels/grid.py`."""
+    """The table in `kernels/grid/plan.py`."""
     nets = networks(width)
     found = count(nets, 8, rows, tile_for(rows, 8, 2), 132, 2)
     passes = ("dynamics", "dynamics", "score", "cost", "cost")
@@ -231,10 +231,10 @@ def test_a_job_of_one_step_has_the_rows_of_one_step(size: int) -> None:
     assert items_of(layer, nets, tile, 64, 8) == -(-64 // tile.few.block_b) * tile.few.chunks(256)
 
 
-@pytest.mark.parametrize("file", ["grid.py", "grid_rows.py", "slices.py"])
+@pytest.mark.parametrize("file", ["plan.py", "rows.py", "slices.py"])
 def test_kernels_name_a_layouts_parts_before_they_give_them_on(file: str) -> None:
     """Triton 3.6 takes an object that is read from a constant for no constant, unless it was given a name as one."""
-    tree = ast.parse((Path(kernels.__file__).parent / file).read_text(encoding="utf-8"))
+    tree = ast.parse((Path(kernels.__file__).parent / "grid" / file).read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) != "len"]
     given = [argument for call in calls for argument in call.args]
     read = [ast.unparse(argument) for argument in given if isinstance(argument, ast.Attribute | ast.Subscript)]

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sgp_fast.kernels.layered_network import LayeredNetwork, Scratch
-from sgp_fast.kernels.linear_columns import ColumnCut
-from sgp_fast.kernels.linear_rows import RowCut
+from sgp_fast.kernels.layered.linear_columns import ColumnCut
+from sgp_fast.kernels.layered.linear_rows import RowCut
+from sgp_fast.kernels.layered.network import LayeredNetwork, Scratch
+from sgp_fast.kernels.layered.pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward
 from sgp_fast.kernels.network import Block, Layer, NetworkSpec, TimeEmbedding, mlp
 from sgp_fast.kernels.packing import PackedNetwork, uncovered
-from sgp_fast.kernels.pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward
 from sgp_fast.kernels.reference import network_forward_ref, network_vjp_ref
 from tests.cases import F64, FIELD, random_weights, relative, specs
 

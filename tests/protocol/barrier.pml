@@ -1,4 +1,4 @@
-/* kernels/barrier.py: a counter that only grows, and P programs that pass R barriers.
+/* kernels/grid/barrier.py: a counter that only grows, and P programs that pass R barriers.
  *
  *     spin -a -DP=3 -DR=3 barrier.pml && cc -O2 -o pan pan.c && ./pan
  *

@@ -1,4 +1,4 @@
-/* kernels/exchange.py: P programs, N phases, ITERATIONS; words {value, stamp} in place of barriers.
+/* kernels/relay/exchange.py: P programs, N phases, ITERATIONS; words {value, stamp} in place of barriers.
  *
  *     spin -a -DP=3 -DN=3 exchange.pml && cc -O2 -DSAFETY -o pan pan.c && ./pan
  *

@@ -129,8 +129,8 @@ def test_broken_barriers_are_caught(P: int) -> None:
 
 def test_the_kernel_waits_for_what_was_checked() -> None:
     """The target of barrier n is n·P, the arrival is released and the read acquires: as the model has it."""
-    root = Path(__file__).parents[2] / "kernels"
-    assert "grid_barrier(counter_ptr, (n + 1 - first) * PROGRAMS)" in (root / "grid.py").read_text(encoding="utf-8")
+    root = Path(__file__).parents[2] / "kernels" / "grid"
+    assert "grid_barrier(counter_ptr, (n + 1 - first) * PROGRAMS)" in (root / "plan.py").read_text(encoding="utf-8")
     device = (root / "barrier.py").read_text(encoding="utf-8")
     for word in ("red.release.gpu.global.add.u32 [$1], 1;", "ld.acquire.gpu.global.u32 seen, [$1];", "seen, $2;"):
         assert word in device

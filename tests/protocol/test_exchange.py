@@ -391,7 +391,7 @@ def test_the_kernel_says_what_was_checked() -> None:
     def said(name: str) -> str:
         return (root / name).read_text(encoding="utf-8")
 
-    exchange, relay = said("kernels/exchange.py"), said("kernels/relay.py")
+    exchange, relay = said("kernels/relay/exchange.py"), said("kernels/relay/plan.py")
     assert "@on st.relaxed.gpu.global.b64 [$2], word;" in exchange and "@late bra again;" in exchange
     for words in ("b64 word,", "v2.b64 {one, two},"):
         assert exchange.count(f"ld.relaxed.gpu.global.{words}") == 2, words  # at first, and while they are late
@@ -400,7 +400,7 @@ def test_the_kernel_says_what_was_checked() -> None:
     assert "Program(number, i - first + 1, y, room)" in relay
     assert "_give_controls(control_words, 1, search" in relay
     assert "_give_controls(control_words, program.stamp + 1, search" in relay
-    assert "words + (block * ALL + BEFORE) * ROWS" in said("kernels/relay_rows.py")
+    assert "words + (block * ALL + BEFORE) * ROWS" in said("kernels/relay/rows.py")
     assert "self.scratch.words.zero_()" in said("sgp_fast/backends/fused/relay.py")
 
 

@@ -18,8 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sgp_fast.kernels.barrier import grid_barrier
 from sgp_fast.kernels.gluon import gl, jit, mma_v2
+from sgp_fast.kernels.grid.barrier import grid_barrier
 from tests.ptx.launching import Found, emulating
 from tests.ptx.schedules import Schedule
 

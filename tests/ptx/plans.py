@@ -23,7 +23,7 @@ from sgp_fast.backends.fused.relay import RelayPlan
 from sgp_fast.backends.fused.ring import RingPlan
 from sgp_fast.backends.fused.work import PlanWork
 from sgp_fast.kernels.network import Layer, NetworkSpec, mlp
-from sgp_fast.kernels.relay_tiles import Relay
+from sgp_fast.kernels.relay.tiles import Relay
 from sgp_fast.solving import job_of
 from tests import cases
 from tests.cases import NX, Case, planner

@@ -1,4 +1,4 @@
-"""The grid regime over one bucket: launches `kernels.grid`, where all programs plan a few problems together."""
+"""The grid regime over one bucket: launches `kernels.grid.plan`, where all programs plan a few problems together."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from ...kernels.grid import Scratch, grid_kernel
-from ...kernels.network_op import is_interpreted
-from ...kernels.phases import (
+from ...kernels.grid.phases import (
     MAX_ROWS,
     GridTile,
     layout_of,
@@ -18,6 +16,8 @@ from ...kernels.phases import (
     tile_for,
     uncovered_by_grid,
 )
+from ...kernels.grid.plan import Scratch, grid_kernel
+from ...kernels.network_op import is_interpreted
 from ...kernels.tiling import H200
 from ...kernels.update import chunk_of
 from ...planner import SGP

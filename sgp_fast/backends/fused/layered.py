@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ...kernels.function import function_kernel
-from ...kernels.layered_network import LayeredNetwork, Scratch, divides_columns, holds_rows
-from ...kernels.linear_columns import ONE_ROW, SOME_ROWS, ColumnCut
-from ...kernels.linear_rows import INTERPRETED, RowCut
-from ...kernels.linear_steps import step_backward, step_forward
+from ...kernels.layered.linear_columns import ONE_ROW, SOME_ROWS, ColumnCut
+from ...kernels.layered.linear_rows import INTERPRETED, RowCut
+from ...kernels.layered.linear_steps import step_backward, step_forward
+from ...kernels.layered.network import LayeredNetwork, Scratch, divides_columns, holds_rows
+from ...kernels.layered.pointwise import division, grid, row_stride
+from ...kernels.layered.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import Program, lay_out, padded
-from ...kernels.pointwise import division, grid, row_stride
-from ...kernels.sweeps import adjoint_kernel, cost_kernel, inputs_kernel, score_kernel
 from ...planner import SGP
 from ...problem import Problem
 from ..products import products_of

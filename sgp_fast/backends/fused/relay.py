@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ...kernels.exchange import MOST_STAMPS
 from ...kernels.network_op import is_interpreted
 from ...kernels.packing import Program, lay_out, padded
-from ...kernels.relay import Matrices, Scratch, relay_kernel
-from ...kernels.relay_tiles import ROWS, Relay, copies_for, programs_of, uncovered_by_relay, words_of
+from ...kernels.relay.exchange import MOST_STAMPS
+from ...kernels.relay.plan import Matrices, Scratch, relay_kernel
+from ...kernels.relay.tiles import ROWS, Relay, copies_for, programs_of, uncovered_by_relay, words_of
 from ...kernels.update import chunk_of
 from ...planner import SGP
 from ...problem import Problem

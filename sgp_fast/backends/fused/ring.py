@@ -1,4 +1,4 @@
-"""The ring regime over one bucket: all iterations are one launch of `kernels.ring`."""
+"""The ring regime over one bucket: all iterations are one launch of `kernels.ring.plan`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 from ...kernels.gluon import described
 from ...kernels.packing import lay_out, padded
-from ...kernels.ring import Scratch, ring_kernel
-from ...kernels.ring_tiles import ring_of, tiles_for, uncovered_by_ring, widened
+from ...kernels.ring.plan import Scratch, ring_kernel
+from ...kernels.ring.tiles import ring_of, tiles_for, uncovered_by_ring, widened
 from ...kernels.tiling import H200
 from ...kernels.update import chunk_of
 from ...planner import SGP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...kernels.sweeps import update_kernel
+from ...kernels.layered.sweeps import update_kernel
 from ...kernels.update import chunk_of
 from ...planner import SGP
 from .arguments import options_of, search_of

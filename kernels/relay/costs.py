@@ -10,10 +10,10 @@ cost or a traced one, every program computes for itself (`local_costs`), while t
 
 import triton.language as tl
 
-from .activations import activate, activate_vjp
-from .gluon import gl, jit, thread_barrier
-from .local_costs import quadratic, traced
-from .relay_network import (
+from ..activations import activate, activate_vjp
+from ..gluon import gl, jit, thread_barrier
+from ..local_costs import quadratic, traced
+from .network import (
     backward,
     begin,
     begin_backward,
@@ -26,7 +26,7 @@ from .relay_network import (
     last_weights_turned,
     output,
 )
-from .relay_tiles import columns_of_rows
+from .tiles import columns_of_rows
 
 
 @jit

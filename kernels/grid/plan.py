@@ -36,9 +36,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ..block import normalised, vector
+from ..layers import columns_of
+from ..update import update_rows
 from .barrier import grid_barrier
-from .block import normalised, vector
-from .grid_rows import (
+from .rows import (
     chunk_of,
     controls,
     costate_of,
@@ -51,9 +53,7 @@ from .grid_rows import (
     store_states,
     traced,
 )  # fmt: skip
-from .layers import columns_of
 from .slices import Net, backward, backward_last, chunks_of, forward, forward_first, input_gradient, output
-from .update import update_rows
 
 
 class Scratch(NamedTuple):

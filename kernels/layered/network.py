@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..packing import NONE, Operation, PackedNetwork, Program
 from .linear_columns import ColumnCut, columns_backward, columns_forward
 from .linear_rows import WIDEST, RowCut, rows_backward, rows_forward
-from .packing import NONE, Operation, PackedNetwork, Program
 from .pointwise import Condition, Kept, Streams, Vectors, finish_backward, finish_forward, row_stride
 
 # A launch of `linear_steps`, of rows, weight, result, the last operation's vectors, what it keeps, the cut, and its kind.

@@ -9,11 +9,11 @@ What is no network, a quadratic cost or a traced one, is computed of rows that t
 
 import triton.language as tl
 
-from .gluon import gl, jit, thread_barrier
-from .local_costs import quadratic, traced
-from .ring_network import Net, backward, forward
-from .ring_rows import inputs_of, normalised, place_of_row, row, rows_of
-from .ring_tiles import sums
+from ..gluon import gl, jit, thread_barrier
+from ..local_costs import quadratic, traced
+from .network import Net, backward, forward
+from .rows import inputs_of, normalised, place_of_row, row, rows_of
+from .tiles import sums
 
 
 @jit

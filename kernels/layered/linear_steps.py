@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..network_op import is_interpreted
 from .linear_columns import ColumnCut, grid_of_columns, multiply, weights_of_columns
-from .network_op import is_interpreted
 from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, rows_and_columns
 from .sweeps import adjoint, inputs, keep_states, next_states, rows_of_steps, states
 

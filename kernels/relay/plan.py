@@ -18,9 +18,9 @@ the first program of a group steps and publishes the controls.
 Every layer of every step has words of its own, which the next iteration writes over, with another stamp. By then all have
 read them: a program goes on to publish only what it made of them, and who writes over them has waited for all of that.
 
-Networks are plain, and 16 columns a warp wide at least (`uncovered_by_relay`); products are of 16 bits. `relay_costs` has
-all kinds of costs, `relay_network` layers of networks, `relay_rows` the rows and products of a layer, `relay_tiles` the cut.
-Written in Gluon, for sm_90 and later; `gluon_interpreted` says how it is tested without, with one program a group.
+Networks are plain, and 16 columns a warp wide at least (`uncovered_by_relay`); products are of 16 bits. `costs` has all
+kinds of costs, `network` a network's layers, `rows` the rows and products of a layer, `tiles` the cut. Written in Gluon, for
+sm_90 and later; `gluon_interpreted` says how it is tested without, with one program a group.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
@@ -32,11 +32,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .activations import activate, activate_vjp
+from ..activations import activate, activate_vjp
+from ..gluon import gl, jit, thread_barrier
+from ..update import control_of, update_rows
+from .costs import column, costs_and_scores, problems_of, terminal_cost
 from .exchange import gather, publish, shortened
-from .gluon import gl, jit, thread_barrier
-from .relay_costs import column, costs_and_scores, problems_of, terminal_cost
-from .relay_network import (
+from .network import (
     backward,
     begin,
     begin_backward,
@@ -54,13 +55,12 @@ from .relay_network import (
     last_weights_turned_whole,
     output,
 )
-from .relay_rows import Net, Program
-from .relay_tiles import columns_of_rows, plain, some, split_numbers
-from .update import control_of, update_rows
+from .rows import Net, Program
+from .tiles import columns_of_rows, plain, some, split_numbers
 
 
 class Matrices(NamedTuple):
-    """Pointers to weights as products read them, and to their transposes: see `relay_tiles.copies_for`."""
+    """Pointers to weights as products read them, and to their transposes: see `tiles.copies_for`."""
 
     dynamics: Any
     dynamics_turned: Any
@@ -74,7 +74,7 @@ class Matrices(NamedTuple):
 class Scratch(NamedTuple):
     """Pointers to what lies in memory, one group's or one program's behind the other's.
 
-    words                     of groups, int64, by kind: `relay_tiles.words_of`
+    words                     of groups, int64, by kind: `tiles.words_of`
     saved, moments            of programs, of the dynamics, `[T, …]` as `packing` counts them
     cost_saved, cost_moments  of programs, by blocks of eight rows: of the terminal cost, and then of the running one
     controls                  of programs, `[problems, T · NU]` padded, float32

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import activate, activate_vjp
-from .layers import _standardise
+from ..activations import activate, activate_vjp
+from ..layers import _standardise
 
 # At width 1024: 107 registers at most, none spilled (sm_80 and sm_90, ahead of time). Four warps take 173, which leaves
 # eight warps to a multiprocessor; programs of half the size read the vectors twice as often.

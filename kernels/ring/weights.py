@@ -1,6 +1,6 @@
 """The ring of the ring regime: tiles of weights on their way through shared memory, and products with them.
 
-How many there are and in which order they come is in `ring_tiles`; `ring` says what for.
+How many there are and in which order they come is in `tiles`; `plan` says what for.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from .gluon import (
+from ..gluon import (
     fence_async_shared,
     gl,
     jit,
@@ -22,7 +22,7 @@ from .gluon import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from .ring_tiles import (
+from .tiles import (
     depth_of,
     first_tile,
     numbers_of_tile,

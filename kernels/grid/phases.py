@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .packing import NONE, Program
+from ..packing import NONE, Program
 
 Networks = Mapping[str, Program]  # by part of the problem: dynamics, score, cost, terminal
 

@@ -1,6 +1,6 @@
 """A network in the ring regime: its output, and its input-gradient, for the rows of a program.
 
-What a thread computes of a product it also norms, activates and keeps for the gradient; `ring_weights` makes the product.
+What a thread computes of a product it also norms, activates and keeps for the gradient; `weights` makes the product.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from .activations import activate, activate_vjp
-from .gluon import exp2, gl, jit, opaque
-from .layers import layer_norm_eps
-from .ring_tiles import parts, place_of, sums
-from .ring_weights import hand_on, multiply
+from ..activations import activate, activate_vjp
+from ..gluon import exp2, gl, jit, opaque
+from ..layers import layer_norm_eps
+from .tiles import parts, place_of, sums
+from .weights import hand_on, multiply
 
 
 class Net(NamedTuple):

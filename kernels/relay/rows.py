@@ -1,6 +1,6 @@
 """Rows of a layer in the relay regime: from words and into words, what is kept of them, and their products with weights.
 
-Of a row that was gathered a thread has a few numbers (`relay_tiles.rows_of_words`), of a product columns of eight rows.
+Of a row that was gathered a thread has a few numbers (`tiles.rows_of_words`), of a product columns of eight rows.
 """
 
 # In device code a constant is what it holds, and a loop is the compiler's: neither is what its annotation says.
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
+from ..gluon import gl, jit, mma_v2
 from .exchange import gather, peek, publish, settle
-from .gluon import gl, jit, mma_v2
-from .relay_tiles import (
+from .tiles import (
     all_parts,
     chains,
     deep_product,
@@ -27,15 +27,15 @@ from .relay_tiles import (
     together_in_depth,
     words_before,
 )
-from .relay_tiles import words as word_layout
+from .tiles import words as word_layout
 
 
 class Net(NamedTuple):
     """A network in one iteration, for one program.
 
-    weights, turned    matrices and their transposes, at the places that they have when packed: see `relay_tiles.copies_for`
+    weights, turned    matrices and their transposes, at the places that they have when packed: see `tiles.copies_for`
     vectors            and `condition`, the row that conditions it
-    words, gradients   of the hidden layers of the group's rows: see `relay_tiles.words_before`
+    words, gradients   of the hidden layers of the group's rows: see `tiles.words_before`
     saved, moments     what this program keeps of them for the gradient: see `packing.Program`
     """
 

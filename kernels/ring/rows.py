@@ -6,8 +6,8 @@
 
 import triton.language as tl
 
-from .gluon import gl, jit, opaque
-from .update import control_of
+from ..gluon import gl, jit, opaque
+from ..update import control_of
 
 
 @jit

@@ -1,6 +1,6 @@
 """Ring regime: one program evaluates a block of problems, and weights pass through a ring of shared memory.
 
-    memory     W W W W W W …            tiles of weights, in the order in which they are multiplied (`ring_tiles`)
+    memory     W W W W W W …            tiles of weights, in the order in which they are multiplied (`tiles`)
                  ↓ copies by the tensor memory accelerator, RING.slots − 1 of them ahead of the product, to the plan's last
     ring       │ W │ W │ W │ W │        and RING.pinned more, which stay for all steps of a sweep through the dynamics
                  ↓
@@ -30,13 +30,13 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from .gluon import INTERPRETED, fence_async_shared, gl, jit, mbarrier, opaque, thread_barrier
-from .ring_costs import costs_and_scores, terminal_cost
-from .ring_network import Net, backward, forward, keep_condition, vectors_of
-from .ring_rows import controls_of, normalised, place_of_row, row, rows_of
-from .ring_tiles import barriers, controls, ends, shared, sums
-from .ring_weights import Weights, copy, pin, tile_at, tiles_of_iteration
-from .update import update_rows
+from ..gluon import INTERPRETED, fence_async_shared, gl, jit, mbarrier, opaque, thread_barrier
+from ..update import update_rows
+from .costs import costs_and_scores, terminal_cost
+from .network import Net, backward, forward, keep_condition, vectors_of
+from .rows import controls_of, normalised, place_of_row, row, rows_of
+from .tiles import barriers, controls, ends, shared, sums
+from .weights import Weights, copy, pin, tile_at, tiles_of_iteration
 
 
 class Scratch(NamedTuple):

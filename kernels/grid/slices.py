@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .activations import activate, activate_vjp
-from .layers import columns_of, layer_norm_eps, nearest_tf32
+from ..activations import activate, activate_vjp
+from ..layers import columns_of, layer_norm_eps, nearest_tf32
 
 
 @triton.constexpr_function

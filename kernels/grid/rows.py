@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .block import vector
-from .function import function_cost
-from .layers import columns_of
+from ..block import vector
+from ..function import function_cost
+from ..layers import columns_of
+from ..update import control_of
 from .slices import Net, chunks_of, input_gradient, output, width_of
-from .update import control_of
 
 
 class Rows(NamedTuple):

@@ -13,10 +13,10 @@ subtracts the norm's means. Weights are asked for before the row is waited for.
 
 import triton.language as tl
 
-from .activations import activate, activate_vjp
-from .gluon import gl, jit, product
-from .layers import layer_norm_eps
-from .relay_rows import (
+from ..activations import activate, activate_vjp
+from ..gluon import gl, jit, product
+from ..layers import layer_norm_eps
+from .rows import (
     Program,
     add_pairs,
     column_numbers,
@@ -32,7 +32,7 @@ from .relay_rows import (
     shallow_weights,
     weights,
 )
-from .relay_tiles import (
+from .tiles import (
     columns_of_rows,
     pairs,
     rows_of_words,

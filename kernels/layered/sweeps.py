@@ -17,7 +17,7 @@ steps are those of a step, one step after another: row `n` is problem `n mod R` 
 import triton
 import triton.language as tl
 
-from .update import control_of, update_rows
+from ..update import control_of, update_rows
 
 
 @triton.jit(do_not_specialize=["t", "rows_total", "R"])

@@ -20,7 +20,7 @@ A word's numbers are neighbours in the registers of a thread, and so are those o
 
 import triton.language as tl
 
-from .gluon import INTERPRETED, gl, jit
+from ..gluon import INTERPRETED, gl, jit
 
 __all__ = ["MOST_STAMPS", "gather", "peek", "publish", "settle", "shortened"]
 
@@ -164,7 +164,7 @@ if not INTERPRETED:
             )  # fmt: skip
         return numbers.to(gl.float32, bitcast=True)
 else:
-    from .gluon_interpreted import peek, publish, settle
+    from ..gluon_interpreted import peek, publish, settle
 
 
 @jit

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import triton
 from torch import Tensor
 
-from .gluon import gl
-from .packing import NONE, Program, beside_chains
+from ..gluon import gl
+from ..packing import NONE, Program, beside_chains
 
 ROWS = 8  # of a product
 LEAST_OWN = 16  # columns of a program: the rows of an instruction, for the weights stand on its left

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .network_op import is_interpreted
+from ..network_op import is_interpreted
 from .pointwise import Condition, Kept, Streams, Vectors, backward_rows, forward_rows, row_stride, rows_and_columns
 
 NARROW = 256

@@ -23,8 +23,8 @@ import torch
 import triton
 from torch import Tensor
 
-from .gluon import gl, mbarrier
-from .packing import NONE, Program, beside_chains
+from ..gluon import gl, mbarrier
+from ..packing import NONE, Program, beside_chains
 
 WIDEST, LEAST = 256, 64
 SHARED = 227 << 10  # bytes of a program
