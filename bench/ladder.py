@@ -74,7 +74,7 @@ def measure(
             yield replace(row, timed=0, reason=verdict.reason)
             continue
         if (need := following(plan, share)) > (room := free()):
-            yield left_out(case, rung.name, f"a plan took {plan:,.0f} s", room)
+            yield left_out(case, rung.name, f"a plan took {plan:,.0f} s, so that it needs {need:,.0f} s", room)
             continue
         rows[rung.name], runners[rung.name], needs[rung.name] = row, runner, need
     say(f"{case.name}: {len(runners)} rungs in turns")
@@ -99,8 +99,8 @@ def following(plan: float, share: float) -> float:
 
 
 def left_out(case: Case, name: str, needs: str, room: float) -> PlanRow:
-    """The row of a rung that was not measured: what it needs, and the seconds that those before it had left."""
-    reason = f"{LEFT_OUT}: {needs}, and the rungs before left {max(0.0, room):,.0f} s"
+    """The row of a rung that was not measured: what it needs, and the seconds that nothing else of the run needs."""
+    reason = f"{LEFT_OUT}: {needs}, and only {max(0.0, room):,.0f} s of the run's time were free"
     return replace(_row(case, named(name), 0), reason=reason)
 
 

@@ -99,7 +99,10 @@ def _run(argv: list[str]) -> int:
 
 
 def _with_names(tyro: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with required arguments that help calls by name, RUN, rather than by type, PATH; choices stay listed."""
+    """The function, with required arguments that help calls by name, RUN or FILE [...], rather than by type, PATH.
+
+    Choices stay listed.
+    """
 
     def call(*args: Any, **options: Any) -> Any:
         return function(*args, **options)
@@ -107,7 +110,9 @@ def _with_names(tyro: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     types, shape = get_type_hints(function), signature(function)
     for name, parameter in shape.parameters.items():
         if parameter.default is Parameter.empty and get_origin(types[name]) is not Literal:
-            types[name] = Annotated[types[name], tyro.conf.arg(metavar=name.upper())]
+            many = get_origin(types[name]) is tuple
+            word = f"{name.upper().removesuffix('S')} [...]" if many else name.upper()
+            types[name] = Annotated[types[name], tyro.conf.arg(metavar=word)]
     # Not by way of functools.wraps: tyro would look through it and see the function itself.
     call.__name__, call.__doc__, call.__annotations__ = function.__name__, function.__doc__, types
     parameters = [parameter.replace(annotation=types[name]) for name, parameter in shape.parameters.items()]

@@ -14,6 +14,7 @@ import numpy as np
 from ._episodes import Array, Controller, Trajectory, check_fits, env_name, quiet, run_episodes, vector_of
 from ._intervals import t_interval
 from ._optional import require
+from ._progress import progress_bar
 
 if TYPE_CHECKING:
     import gymnasium
@@ -194,8 +195,8 @@ def check_counts(episodes: int, steps: int | None, seeds: int | Sequence[int]) -
 def _bar(episodes: int, progress: bool | str) -> Any:
     """Looks at the clock at every update (`miniters`), for episodes that end together would leave it still until they do."""
     title = progress if isinstance(progress, str) else None
-    tqdm = require("tqdm.auto", extra="train").tqdm
-    return tqdm(total=episodes, desc=title, unit="episode", leave=title is None, miniters=0, dynamic_ncols=True)
+    options = {"desc": title, "unit": "episode", "leave": title is None, "miniters": 0, "dynamic_ncols": True}
+    return progress_bar("train", total=episodes, **options)
 
 
 def _normalized(env: str, returns: Array) -> tuple[Array | None, bool]:

@@ -23,6 +23,7 @@ import torch
 from ._files import atomic_path
 from ._identity import differences
 from ._optional import require
+from ._progress import progress_bar
 from ._start_files import StartFile, open_starts
 from ._starts import has_rows, random_starts, solve_starts
 from ._version import __version__
@@ -114,7 +115,7 @@ def plan_file(
     if not resume:
         parts.remove()
     done = parts.begin(identity)
-    bar = require("tqdm.auto", extra="cli").tqdm(total=file.count, initial=done, unit="plan") if progress else None
+    bar = progress_bar("cli", total=file.count, initial=done, unit="plan") if progress else None
     first = done
     for block in file.blocks(first, chunk) if first < file.count else ():
         keys = np.arange(first, first + len(block))

@@ -65,7 +65,7 @@ def told(page: str) -> dict[str, str]:
     name = ""
     for line in page.splitlines():
         text = line.strip()
-        if re.match(r"  (--?[a-z]|[A-Z]+  |\{)", line):
+        if re.match(r"  (--?[a-z]|[A-Z]+( \[\.{3}\])?  |\{)", line):
             name, _, text = text.partition("  ")
             found[name] = text.strip()
         elif line.startswith("   ") and text and name:  # the rest of what is said of it
@@ -133,6 +133,13 @@ def test_measuring_is_refused_before_any_work(
     assert cli.main(words.split()) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"sgp-fast: error: {told}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["report", "validate"])
+def test_help_says_that_several_files_may_be_given(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", command, "--help"])
+    assert "FILE [...]" in capsys.readouterr().out.splitlines()[0]
 
 
 def test_doctor_needs_no_optional_library() -> None:

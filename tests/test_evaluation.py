@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from typing import Any
 
@@ -90,8 +91,11 @@ class Slow(Noting):
 
 
 @pytest.mark.parametrize("title", ["", "a title"])
-def test_a_bar_shows_the_step_while_no_episode_ends(title: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a title it is gone at the end, so that what is printed next takes its place."""
+def test_a_bar_shows_the_step_while_no_episode_ends(
+    title: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a terminal. With a title it is gone at the end, so that what is printed next takes its place."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     sgp.evaluate(Slow(2), Countdown, episodes=2, seeds=[5, 5], progress=title or True)
     shown = capsys.readouterr().err
     still = [drawn for drawn in shown.split("\r") if " 0/2 " in drawn]

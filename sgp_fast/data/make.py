@@ -13,6 +13,7 @@ import numpy as np
 
 from .._files import atomic_path
 from .._optional import require
+from .._progress import progress_bar
 from .actors import TASKS, load_actor, snapshots
 from .d4rl import create_layout, read_d4rl_hdf5, write_metadata
 from .dataset import Dataset, DatasetError
@@ -238,7 +239,7 @@ class _NoBar:
 def _bar(total: int, label: str, progress: bool) -> Any:
     if progress:
         try:
-            return require("tqdm", extra="cli").tqdm(total=total, desc=label, unit="step", unit_scale=True, leave=False)
+            return progress_bar("cli", total=total, desc=label, unit="step", unit_scale=True, leave=False)
         except ImportError:
             pass
     return _NoBar()

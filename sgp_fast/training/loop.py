@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .._interrupts import held_interrupts
 from .._optional import require
+from .._progress import progress_bar
 from ..models import Network
 from .checkpoint import Record, Trainee, check_identity, identity_of, load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -196,8 +197,8 @@ class _bar:
     def __init__(self, name: str, steps: int, record: Record, wanted: bool) -> None:
         self.bar: Any = None
         if wanted:
-            tqdm = require("tqdm", extra="train").tqdm
-            self.bar = tqdm(total=steps, initial=record.step, desc=f"{name:8}", unit="step", dynamic_ncols=True)
+            desc = f"{name:8}"
+            self.bar = progress_bar("train", total=steps, initial=record.step, desc=desc, unit="step", dynamic_ncols=True)
             self.show(record)
 
     def show(self, record: Record) -> None:

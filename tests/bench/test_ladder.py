@@ -131,8 +131,9 @@ def test_a_rung_is_begun_and_goes_on_where_it_fits(case: Case, monkeypatch: pyte
     expected = {"quick": 6.0, "slow": 6.0, "dear": 99.0, "compiles": 6.0, "late": 1.0}
     rows = {row.rung: row for row in ladder.measure(case, share=1.0, count=False, expected=expected, left=time.left)}
     assert rows["quick"].p50 == 1.0 and rows["compiles"].p50 == 2.0
-    assert rows["slow"].reason == "left out for time: a plan took 25 s, and the rungs before left 44 s"
-    assert rows["dear"].reason == "left out for time: about 99 s, and the rungs before left 44 s"
+    needs = "a plan took 25 s, so that it needs 50 s"
+    assert rows["slow"].reason == f"left out for time: {needs}, and only 44 s of the run's time were free"
+    assert rows["dear"].reason == "left out for time: about 99 s, and only 44 s of the run's time were free"
     assert (rows["late"].reason or "").startswith("left out for time: a plan took 12 s")
     assert all(rows[name].left_out and not rows[name].samples for name in ("slow", "dear", "late"))
     assert time.now <= time.until

@@ -159,7 +159,7 @@ def test_kernels_have_their_registers_and_those_that_spill_are_counted(html: str
 
 
 def test_what_was_left_out_for_time_is_listed_with_the_reason() -> None:
-    why = "left out for time: about 300 s, and the rungs before left 20 s"
+    why = "left out for time: about 300 s, and only 20 s of the run's time were free"
     rows = [row for row in synthetic.plans(256, 1, "float32") if isinstance(row, PlanRow) and row.rung != "jax"]
     skipped = PlanRow(
         case="1 × 4×256", model="4×256", problems=1, horizon=8, iterations=50, precision="float32", device="cpu", rung="jax",
@@ -167,7 +167,7 @@ def test_what_was_left_out_for_time_is_listed_with_the_reason() -> None:
     )  # fmt: skip
     results = Results(synthetic.header(), (*rows, skipped))
     climb, every = ladder.waterfall(results, "x"), plans.plans(results)
-    note = "Left out for time at 1 × 4×256: jax about 300 s, and the rungs before left 20 s"
+    note = "Left out for time at 1 × 4×256: jax about 300 s, and only 20 s of the run's time were free"
     assert climb is not None and note in climb.notes
     assert every is not None
     line = next(line for line in every.rows if line[1] == "jax (label)")
@@ -241,7 +241,7 @@ def test_no_speed_is_claimed_beside_loops_alone(full: Results) -> None:
     told = "No speed is claimed at 64 × 4×256: no baseline that plans a whole batch at once was measured there."
     assert plans.facts(loops) == [] and plans.unclaimed(loops) == told and told in text(page.render([("loops", loops)]))
     jax = next(row for row in full.of(PlanRow) if row.key == ("64 × 4×256", "jax"))
-    absent = replace(jax, samples=(), reason="left out for time: about 9 s, and the rungs before left 1 s")
+    absent = replace(jax, samples=(), reason="left out for time: about 9 s, and only 1 s of the run's time were free")
     weaker = Results(full.header, (*only(full, "64 × 4×256", "published", "adjoint", "auto").rows, absent))
     (fact,) = plans.facts(weaker)
     assert "adjoint (label), the fastest other way measured here (jax: left out for time), and " in fact["text"]

@@ -112,7 +112,7 @@ def test_what_cannot_run_costs_nothing() -> None:
 def test_what_was_left_out_for_time_tells_nothing() -> None:
     case = Spec(64, 64).make()
     skipped = ladder.left_out(case, "eager", "about 100 s", 5.0)
-    assert skipped.left_out and skipped.reason == "left out for time: about 100 s, and the rungs before left 5 s"
+    assert skipped.left_out and skipped.reason == "left out for time: about 100 s, and only 5 s of the run's time were free"
     assert sweep.estimates(case, ["eager"], [skipped], 1.0) == sweep.estimates(case, ["eager"], [], 1.0)
 
 
