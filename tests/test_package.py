@@ -145,3 +145,12 @@ def test_the_links_are_relative() -> None:
     for name in LINKS:
         link = ROOT / "sgp_fast" / name
         assert link.is_symlink() and os.readlink(link) == f"../{name}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="this is no checkout")
+def test_what_the_commands_of_the_readme_write_is_ignored() -> None:
+    for name in (
+        "run/", "session/", "trace.json.gz", "hopper.npz", "plans.npz", "starts.npy", "mine.jsonl", "own.jsonl",
+        "returns.jsonl", "bench.html",
+    ):  # fmt: skip
+        assert subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT, check=False).returncode == 0, name
