@@ -267,7 +267,7 @@ def _controls(group, PLAN: tl.constexpr):
     rows = gl.arange(0, PROBLEMS, layout=gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))[:, None, None]
     cols = gl.arange(0, CONTROLS, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
     half = gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, None, :]
-    return rows * CONTROLS + cols, group.first + rows, cols, half
+    return rows * CONTROLS + cols + half * 0, group.first + rows, cols, half
 
 
 @jit

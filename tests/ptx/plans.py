@@ -87,15 +87,17 @@ def emulated(given: Emulated) -> Found:
     found, ours = _planned(given, case, settings)
     if given.bad:
         _, calm = _planned(replace(given, bad=(), changes=None), case, settings)
-        found.wrong = _disturbance(ours, calm, given.bad)
+        found.wrong = found.wrong or _disturbance(ours, calm, given.bad)
     else:
         eager, exact = (plan(case, "eager", precision, **options) for precision in (given.precision, "float64"))
-        found.wrong = _difference(ours, eager, exact, given.precision)
+        found.wrong = found.wrong or _difference(ours, eager, exact, given.precision)
     return found
 
 
 @torch.no_grad()
 def _planned(given: Emulated, case: Case, settings: SGP) -> tuple[Found, Plan]:
+    plans: list[RingPlan | RelayPlan] = []
+
     def make(packed: PackedProblem, settings: SGP, buffers: Buffers, settled: int) -> RingPlan | RelayPlan:
         if given.regime == "ring":
             made = RingPlan(packed, settings, buffers, settled, given.problems, given.warps, given.pinned)
@@ -106,6 +108,7 @@ def _planned(given: Emulated, case: Case, settings: SGP) -> tuple[Found, Plan]:
         named += ["score"] * (packed.score is not None) + ["change"] * (packed.control_change > 0)
         for tensor in (*made.workspace, *(getattr(buffers, name) for name in named)):
             tensor.fill_(float("nan"))
+        plans.append(made)
         return made
 
     job = replace(job_of(case.problem, settings, case.x0, goal=case.goal, params=case.params), u=case.u.float().clone())
@@ -118,7 +121,18 @@ def _planned(given: Emulated, case: Case, settings: SGP) -> tuple[Found, Plan]:
             work.iterate(first, last)
         work.evaluate(settled=True)
         work.conclude()
+    if isinstance(plans[0], RelayPlan) and given.bounding != "tanh" and not given.bad:
+        found.wrong = _lost(plans[0], given.batch)
     return found, work.results(given.batch)
+
+
+def _lost(relay: RelayPlan, batch: int) -> str:
+    """What is wrong with the controls that programs were handed: all bits must have arrived, for costs are in float32."""
+    v, controls = relay.buffers.v.flatten(1)[:batch], relay.scratch.controls
+    programs, problems = relay.relay.programs, relay.relay.problems
+    handed = controls.view(-1, programs, problems, len(controls) // (relay.programs * problems))
+    own = handed.transpose(0, 1).flatten(1, 2)[:, :batch, : v.shape[1]]
+    return "" if all(torch.equal(each, v) for each in own) else "controls that were handed on are others"
 
 
 def _case(given: Emulated) -> Case:

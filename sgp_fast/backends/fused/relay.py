@@ -70,7 +70,8 @@ class RelayPlan(Launched):
         words = words_of(networks, T, relay, controls)
         steps = T * relay.problems
         saved = kept_of_costs(networks, cost=relay.blocks(T) * ROWS, terminal=ROWS)
-        kept = self.programs * packed.dtype.itemsize * (steps * dynamics.saved + saved[0])
+        inputs = (steps + relay.problems) * dynamics.columns
+        kept = self.programs * (packed.dtype.itemsize * (steps * dynamics.saved + saved[0]) + 8 * inputs)
         if relay.problems * controls > MOST_CONTROLS or kept > MOST_KEPT:
             raise ValueError(
                 f"horizon is {T}: {relay.problems * controls} controls for a group of the relay regime, and "
@@ -88,8 +89,8 @@ class RelayPlan(Launched):
             cost_saved=own_numbers(saved[0], packed.dtype),
             cost_moments=own_numbers(saved[1]),
             controls=own_numbers(relay.problems * controls),
-            inputs=own_numbers((steps + relay.problems) * dynamics.columns),
-            pull=own_numbers((steps + relay.problems) * dynamics.columns),
+            inputs=own_numbers(inputs),
+            pull=own_numbers(inputs),
         )
         self._matrices, self._copies = {}, []
         for name, net in networks.items():
