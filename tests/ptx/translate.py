@@ -20,6 +20,7 @@ HELD = {
     "b32": ("u32", "u32"), "u32": ("u32", "u32"), "s32": ("u32", "i32"), "f32": ("u32", "f32"),
     "b64": ("u64", "u64"), "u64": ("u64", "u64"), "s64": ("u64", "i64"),
 }  # fmt: skip
+ROUNDINGS = {"rni": "rint", "rmi": "floor", "rpi": "ceil", "rzi": "trunc"}  # to whole numbers
 BITS = {"u16": 16, "u32": 32, "u64": 64}
 # Bytes, and the register's width.
 MEMORY = {"b8": (1, "u16"), **{kind: (BITS[width] // 8, width) for kind, (width, _) in HELD.items()}}
@@ -318,6 +319,8 @@ def _convert(i: Instruction) -> list[str] | None:
         return assign(i, f"to_{to}({number(source, 'f32')})")
     if to == "f32" and kind in ("f16", "bf16"):
         return assign(i, f"{_half(kind)}({value(source, 'u16')}).view(u32)")
+    if to == kind == "f32" and (rounding := ROUNDINGS.get(i.parts[1])):
+        return assign(i, f"np.{rounding}({number(source, 'f32')}).view(u32)")
     if to == "f32" and kind in ("s32", "u32", "s64", "u64"):
         return assign(i, f"np.asarray({number(source, kind)}).astype(f32).view(u32)")
     if kind in ("s8", "u8"):
