@@ -68,7 +68,7 @@ def violations(folder: str, forbidden, only: tuple[str, ...] = ()) -> list[str]:
     return [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in sources(folder)
-        if not only or path.name in only
+        if not only or path.relative_to(ROOT / folder).as_posix() in only
         for name, runs, line in imports(path)
         if forbidden(name, runs)
     ]

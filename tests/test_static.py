@@ -18,7 +18,18 @@ pytest.importorskip("triton", reason="triton has wheels for Linux only")
 
 from sgp_fast.bench.offline import COUNTED, compiling
 from sgp_fast.bench.rows import KernelRow
-from sgp_fast.bench.static import CHIPS, RELAY_STACK, RELAYS, RING_STACK, RINGS, broken, launches, table
+from sgp_fast.bench.static import (
+    CHIPS,
+    RELAY_STACK,
+    RELAYS,
+    RING_STACK,
+    RINGS,
+    TRACED_RELAYS,
+    TRACED_RINGS,
+    broken,
+    launches,
+    table,
+)
 from sgp_fast.kernels.tiling import Tile
 
 ROOT = Path(__file__).parents[1]
@@ -156,12 +167,13 @@ def test_relay_kernels_spill_where_their_weights_fill_the_registers_alone() -> N
         assert f"{most + 8} bytes of stack" in " ".join(broken(replace(relay, stack=most + 8)))
         assert broken(replace(relay, arch=100, stack=most + 48, spills=2)) == []
     found = {arch: sum(launch.kernel.startswith("relay") for launch in launches(arch)) for arch in CHIPS}
-    assert found == {80: 0, 90: len(RELAYS) + 1, 100: len(RELAYS) + 1}
+    many = len(RELAYS) + len(TRACED_RELAYS) + 1
+    assert found == {80: 0, 90: many, 100: many}
 
 
 def test_ring_kernels_are_of_one_architecture() -> None:
     found = {arch: [launch.dtype for launch in launches(arch) if launch.kernel.startswith("ring")] for arch in CHIPS}
-    assert found == {80: [], 90: ["bf16"] * len(RINGS) + ["fp16"] * 2, 100: []}
+    assert found == {80: [], 90: ["bf16"] * (len(RINGS) + len(TRACED_RINGS)) + ["fp16"] * 2, 100: []}
 
 
 def test_the_table_says_what_bounds() -> None:
@@ -182,7 +194,7 @@ def test_a_matrix_kernel_and_the_pointwise_kernels_keep_their_limits(tmp_path: P
     assert row["bytes_us"] > 0 and row["flops_us"] > 0
     assert all("kernel" in row["kernel"] for row in check(tmp_path, "--arch", "90", "--only", "layered"))
     assert len(check(tmp_path, "--arch", "90", "--only", "SRPO policy")) == 2
-    assert len(check(tmp_path, "--arch", "90", "--only", "traced cost")) == 4
+    assert len(check(tmp_path, "--arch", "90", "--only", "traced cost")) == 4 + len(TRACED_RELAYS) + len(TRACED_RINGS)
     for row in check(tmp_path, "--arch", "90", "--only", "relay_kernel, 1 problems"):
         assert row["instructions"]["HMMA"] and not row["stack"]
 
